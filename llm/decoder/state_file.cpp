@@ -16,6 +16,8 @@ constexpr std::array<char, 8> kMagic = {'L', 'V', 'S', 'T', 'A', 'T', 'E', '\n'}
 constexpr std::uint32_t kVersion = 1;
 constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
 constexpr std::size_t kFingerprintChars = 32;
+/// The header's checksum stands in its last 8 bytes and covers all before it.
+constexpr std::size_t kDigestOffset = kStateHeaderBytes - sizeof(std::uint64_t);
 constexpr std::uint64_t kMaxPositions = std::uint64_t{1} << 32;
 
 std::uint64_t blocks_of(std::uint64_t payload_bytes) {
@@ -37,7 +39,7 @@ class HeaderWriter {
     void number(T value) {
         bytes(&value, sizeof(value));
     }
-    std::size_t at() const { return at_; }
+    void skip_to(std::size_t offset) { at_ = offset; }
     std::array<std::byte, kStateHeaderBytes> out{};
 
   private:
@@ -57,7 +59,7 @@ class HeaderReader {
         bytes(&value, sizeof(value));
         return value;
     }
-    std::size_t at() const { return at_; }
+    void skip_to(std::size_t offset) { at_ = offset; }
 
   private:
     std::span<const std::byte> bytes_;
@@ -81,8 +83,8 @@ std::array<std::byte, kStateHeaderBytes> make_header(const std::string& fingerpr
     w.number(static_cast<std::uint64_t>(layout.page_tokens));
     w.number(static_cast<std::uint64_t>(state.position()));
     w.number(payload_bytes);
-    const std::size_t end = w.at();
-    w.number(static_cast<std::uint64_t>(XXH3_64bits(w.out.data(), end)));
+    w.skip_to(kDigestOffset);
+    w.number(static_cast<std::uint64_t>(XXH3_64bits(w.out.data(), kDigestOffset)));
     return w.out;
 }
 
@@ -221,9 +223,9 @@ StateFileHeader parse_state_header(std::span<const std::byte> bytes, std::uint64
     const auto page_tokens = r.number<std::uint64_t>();
     const auto position = r.number<std::uint64_t>();
     header.payload_bytes = r.number<std::uint64_t>();
-    const std::size_t end = r.at();
+    r.skip_to(kDigestOffset);
     header.digest = r.number<std::uint64_t>();
-    if (header.digest != XXH3_64bits(bytes.data(), end))
+    if (header.digest != XXH3_64bits(bytes.data(), kDigestOffset))
         not_usable(origin, "is damaged: the checksum of its header differs");
     if (version != kVersion || flags != 0)
         throw Error(Category::kUnsupported,
