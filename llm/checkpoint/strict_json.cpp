@@ -6,6 +6,7 @@
 
 #include "kernels/runtime/error.h"
 #include "llm/checkpoint/strict_sax.h"
+#include "llm/checkpoint/wrong_content.h"
 
 namespace longview::llm {
 namespace {
@@ -164,6 +165,11 @@ void run_strict_sax(std::string_view text, const JsonLimits& limits, std::string
     if (text.size() > limits.max_bytes) {
         refuse("has " + std::to_string(text.size()) + " bytes; the limit is " +
                std::to_string(limits.max_bytes));
+    }
+    if (const std::string wrong = name_wrong_content(text.substr(0, kContentSniffBytes));
+        !wrong.empty()) {
+        throw Error(Category::kInput, std::string(origin) + " " + wrong,
+                    {{"file", std::string(origin)}});
     }
     // The lexer takes NUL for the end of the text and would ignore what follows.
     if (const auto nul = text.find('\0'); nul != std::string_view::npos) {
