@@ -22,7 +22,9 @@ find_package(Threads REQUIRED)
 add_library(longview_settings INTERFACE)
 target_include_directories(longview_settings INTERFACE "${PROJECT_SOURCE_DIR}")
 target_compile_options(longview_settings INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
+        # Parameter structs are filled by name; what is left out keeps its stated default.
+        -Wno-missing-field-initializers>
     $<$<AND:$<BOOL:${LONGVIEW_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 if(LONGVIEW_SANITIZE)
     target_compile_options(longview_settings INTERFACE
