@@ -46,15 +46,6 @@ class EventQueue {
     std::deque<llm::Event> events_;
 };
 
-Category category_named(const std::string& name) {
-    for (const Category category :
-         {Category::kInput, Category::kNotFound, Category::kUnsupported, Category::kMemory,
-          Category::kIo, Category::kDevice, Category::kCancelled}) {
-        if (name == category_name(category)) return category;
-    }
-    return Category::kBug;
-}
-
 }  // namespace
 
 InterruptGuard::InterruptGuard(Mode mode) {
@@ -120,7 +111,7 @@ llm::Engine::Answer run_request(llm::Engine& engine, llm::Request request,
                 answer.statistics = event->statistics;
                 return answer;
             case llm::Event::Kind::kFailed:
-                throw Error(category_named(event->error_category), event->error);
+                throw Error(event->category, event->error);
         }
     }
 }
