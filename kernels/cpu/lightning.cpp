@@ -22,7 +22,6 @@
 #include <cstdint>
 
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/lightning.cpp"

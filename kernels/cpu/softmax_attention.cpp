@@ -14,7 +14,6 @@
 
 #include "kernels/cpu/kv_pages.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/softmax_attention.cpp"
