@@ -321,11 +321,17 @@ FinishReason Model::write(Reading& reading, const float* logits, const Request& 
     backend_->set_cancel_flag(nullptr);
     reading.text(stop.push(decoder.finish()));
     reading.text(stop.finish());
-    if (intact) {
+    if (intact && reads_back(ids)) {
         auto keys = std::make_shared<const PositionKeys>(std::move(reading.prompt.keys));
         cache_->insert(std::move(keys), reading.state);
     }
     return reason;
+}
+
+bool Model::reads_back(std::span<const std::int32_t> ids) const {
+    if (!ids.empty() && ids.back() == tokenizer_->end_of_answer()) ids = ids.first(ids.size() - 1);
+    const std::vector<TokenId> again = tokenizer_->encode(tokenizer_->decode(ids));
+    return std::equal(ids.begin(), ids.end(), again.begin(), again.end());
 }
 
 void Model::answer(const Request& request, const EventSink& sink, const CancelFlag& cancel) {
