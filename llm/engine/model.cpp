@@ -357,12 +357,15 @@ void Model::answer(const Request& request, const EventSink& sink, const CancelFl
         backend_->set_cancel_flag(&cancel);
         const PrefillResult result = read(reading);
         backend_->set_cancel_flag(nullptr);
+        // Weights that vanished under the mapping read as zeros: never answer from those.
+        checkpoint_->check_unchanged();
         const auto keys = std::make_shared<const PositionKeys>(reading.prompt.keys);
         for (const SequenceState& state : result.checkpoints) cache_->insert(keys, state);
         statistics.prefill_seconds = seconds_since(reading.start);
         written = Clock::now();
         reason = write(reading, result.logits, request);
         statistics.decode_seconds = seconds_since(written);
+        checkpoint_->check_unchanged();
     } catch (const Error& error) {
         backend_->set_cancel_flag(nullptr);
         if (error.category() != Category::kCancelled) throw;
