@@ -4,14 +4,22 @@ namespace longview {
 
 const char* category_name(Category category) {
     switch (category) {
-        case Category::kInput: return "input";
-        case Category::kNotFound: return "not found";
-        case Category::kUnsupported: return "unsupported";
-        case Category::kMemory: return "memory";
-        case Category::kIo: return "io";
-        case Category::kDevice: return "device";
-        case Category::kCancelled: return "cancelled";
-        case Category::kBug: return "bug";
+        case Category::kInput:
+            return "input";
+        case Category::kNotFound:
+            return "not found";
+        case Category::kUnsupported:
+            return "unsupported";
+        case Category::kMemory:
+            return "memory";
+        case Category::kIo:
+            return "io";
+        case Category::kDevice:
+            return "device";
+        case Category::kCancelled:
+            return "cancelled";
+        case Category::kBug:
+            return "bug";
     }
     return "bug";
 }

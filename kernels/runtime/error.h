@@ -47,8 +47,8 @@ class Error : public std::runtime_error {
 }  // namespace longview
 
 /// Broken precondition of our own: throws Error of Category::kBug. Never for user input.
-#define LONGVIEW_CHECK(condition, why)                                                         \
-    do {                                                                                       \
-        if (!(condition))                                                                      \
-            ::longview::check_failed(#condition, why, std::source_location::current());        \
+#define LONGVIEW_CHECK(condition, why)                                                  \
+    do {                                                                                \
+        if (!(condition))                                                               \
+            ::longview::check_failed(#condition, why, std::source_location::current()); \
     } while (false)
