@@ -159,14 +159,18 @@ struct Decoder::Impl {
                              .outputs = outputs});
     }
 
+    /// `begin` plus about `length`, at a multiple of the lightning tile beyond it: there an end
+    /// does not change the arithmetic.
+    static std::int64_t tile_end(std::int64_t begin, std::int64_t length) {
+        constexpr std::int64_t kTile = kernels::kLightningTile;
+        return std::max((begin + length) / kTile * kTile, (begin / kTile + 1) * kTile);
+    }
+
     /// Ends of the kernel chunks of [begin, end): multiples of the lightning tile, so that chunk
     /// sizes do not change the arithmetic, and the cuts.
     std::int64_t chunk_end(std::int64_t begin, std::int64_t end,
                            const std::vector<std::int64_t>& cuts) const {
-        constexpr std::int64_t kTile = kernels::kLightningTile;
-        std::int64_t next = begin + options.chunk_tokens;
-        next = std::max(next / kTile * kTile, (begin / kTile + 1) * kTile);
-        next = std::min(next, end);
+        const std::int64_t next = std::min(tile_end(begin, options.chunk_tokens), end);
         const auto cut = std::upper_bound(cuts.begin(), cuts.end(), begin);
         return cut == cuts.end() ? next : std::min(next, *cut);
     }
@@ -205,11 +209,12 @@ SequenceState Decoder::new_state() const {
 }
 
 std::size_t Decoder::workspace_bytes(std::int64_t tokens) const {
-    const std::int64_t super_chunk = std::min(tokens, impl_->options.super_chunk_tokens);
-    const std::int64_t chunk = std::min(tokens, impl_->options.chunk_tokens);
+    constexpr std::int64_t kTile = kernels::kLightningTile;
+    const std::int64_t super_chunk = std::min(tokens, impl_->options.super_chunk_tokens + kTile);
+    const std::int64_t chunk = std::min(tokens, impl_->options.chunk_tokens + kTile);
     return static_cast<std::size_t>(super_chunk * impl_->text.hidden_size) *
                size_of(impl_->activation) +
-           Workspace::bytes(impl_->text, impl_->activation, chunk + kernels::kLightningTile);
+           Workspace::bytes(impl_->text, impl_->activation, chunk);
 }
 
 PrefillResult Decoder::prefill(SequenceState& state, const PrefillInput& input) {
@@ -230,15 +235,16 @@ PrefillResult Decoder::prefill(SequenceState& state, const PrefillInput& input) 
     PrefillResult result;
     for (const std::int64_t at : copies) result.checkpoints.push_back(work.branch_at(at));
 
-    const std::int64_t super_rows = std::min(total, m.options.super_chunk_tokens);
+    constexpr std::int64_t kTile = kernels::kLightningTile;
     const Buffer stream = m.backend.allocate(
-        static_cast<std::size_t>(super_rows * m.text.hidden_size) * size_of(m.activation));
-    const Workspace space(m.backend, m.text,
-                          std::min(total, m.options.chunk_tokens + kernels::kLightningTile));
+        static_cast<std::size_t>(std::min(total, m.options.super_chunk_tokens + kTile) *
+                                 m.text.hidden_size) *
+        size_of(m.activation));
+    const Workspace space(m.backend, m.text, std::min(total, m.options.chunk_tokens + kTile));
     double done = 0.0;
 
-    for (std::int64_t first = start; first < start + total; first += super_rows) {
-        const std::int64_t end = std::min(first + super_rows, start + total);
+    for (std::int64_t first = start, end = start; first < start + total; first = end) {
+        end = std::min(Impl::tile_end(first, m.options.super_chunk_tokens), start + total);
         const Matrix x = m.rows_of(stream, end - first);
         m.fill_rows(input, first - start, x);
         for (int l = 0; l < m.text.num_hidden_layers; ++l) {

@@ -321,11 +321,17 @@ FinishReason Model::write(Reading& reading, const float* logits, const Request& 
     backend_->set_cancel_flag(nullptr);
     reading.text(stop.push(decoder.finish()));
     reading.text(stop.finish());
-    if (intact) {
+    if (intact && reads_back(ids)) {
         auto keys = std::make_shared<const PositionKeys>(std::move(reading.prompt.keys));
         cache_->insert(std::move(keys), reading.state);
     }
     return reason;
+}
+
+bool Model::reads_back(std::span<const std::int32_t> ids) const {
+    if (!ids.empty() && ids.back() == tokenizer_->end_of_answer()) ids = ids.first(ids.size() - 1);
+    const std::vector<TokenId> again = tokenizer_->encode(tokenizer_->decode(ids));
+    return std::equal(ids.begin(), ids.end(), again.begin(), again.end());
 }
 
 void Model::answer(const Request& request, const EventSink& sink, const CancelFlag& cancel) {
@@ -351,12 +357,15 @@ void Model::answer(const Request& request, const EventSink& sink, const CancelFl
         backend_->set_cancel_flag(&cancel);
         const PrefillResult result = read(reading);
         backend_->set_cancel_flag(nullptr);
+        // Weights that vanished under the mapping read as zeros: never answer from those.
+        checkpoint_->check_unchanged();
         const auto keys = std::make_shared<const PositionKeys>(reading.prompt.keys);
         for (const SequenceState& state : result.checkpoints) cache_->insert(keys, state);
         statistics.prefill_seconds = seconds_since(reading.start);
         written = Clock::now();
         reason = write(reading, result.logits, request);
         statistics.decode_seconds = seconds_since(written);
+        checkpoint_->check_unchanged();
     } catch (const Error& error) {
         backend_->set_cancel_flag(nullptr);
         if (error.category() != Category::kCancelled) throw;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,9 @@ class Model {
     std::vector<RowsAt> encode_images(Reading& reading);
     PrefillResult read(Reading& reading);
     FinishReason write(Reading& reading, const float* logits, const Request& request);
+    /// Whether the answer, sent back as history, becomes the same ids; only then is the state after
+    /// it of use to the next question.
+    bool reads_back(std::span<const std::int32_t> ids) const;
     ConstMatrix features_of(const PromptImage& image, const std::function<void(int)>& done);
 
     std::unique_ptr<Checkpoint> checkpoint_;

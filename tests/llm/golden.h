@@ -12,7 +12,9 @@
 
 namespace longview::testing {
 
-inline QString golden_folder() { return QStringLiteral(LONGVIEW_TEST_DATA "/golden"); }
+inline QString golden_folder() {
+    return QStringLiteral(LONGVIEW_TEST_DATA "/golden");
+}
 
 inline QStringList golden_names() {
     return QDir(golden_folder()).entryList(QDir::Dirs | QDir::NoDotAndDotDot, QDir::Name);

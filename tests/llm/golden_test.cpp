@@ -44,9 +44,9 @@ class GoldenTest : public QObject {
         backend_ = kernels::make_cpu_backend(pool_);
         checkpoint_ = Checkpoint::open(LONGVIEW_DEMO_MODEL);
         weights_ = std::make_unique<WeightStore>(*backend_, checkpoint_->config(), *checkpoint_);
-        encoder_ = std::make_unique<vision::Encoder>(*backend_, checkpoint_->config().vision,
-                                                     checkpoint_->config().preprocess,
-                                                     *checkpoint_);
+        encoder_ =
+            std::make_unique<vision::Encoder>(*backend_, checkpoint_->config().vision,
+                                              checkpoint_->config().preprocess, *checkpoint_);
         DecoderOptions options;
         options.layer_tap = [this](int layer, std::int64_t first, ConstMatrix rows) {
             for (const std::int64_t position : wanted_) {
@@ -75,8 +75,8 @@ class GoldenTest : public QObject {
         input.ids = ids;
         std::vector<Buffer> features;
         for (const auto& entry : golden["images"]) {
-            const auto path =
-                (golden_folder() + "/" + name + "/").toStdString() + entry["file"].get<std::string>();
+            const auto path = (golden_folder() + "/" + name + "/").toStdString() +
+                              entry["file"].get<std::string>();
             const vision::TiledImage tiles =
                 vision::cut_tiles(vision::load_image(path), config.preprocess);
             QCOMPARE(tiles.plan.tokens, entry["tokens"].get<std::int64_t>());
@@ -100,7 +100,10 @@ class GoldenTest : public QObject {
             for (std::size_t i = 0; i < want.size(); ++i) {
                 QVERIFY2(close(h.row[i], want[i], 2e-3),
                          qPrintable(QString("layer %1, position %2, dim %3: %4, expected %5")
-                                        .arg(h.layer).arg(h.position).arg(i).arg(h.row[i])
+                                        .arg(h.layer)
+                                        .arg(h.position)
+                                        .arg(i)
+                                        .arg(h.row[i])
                                         .arg(want[i])));
                 worst_hidden = std::max(worst_hidden, std::abs(h.row[i] - want[i]));
             }
@@ -116,8 +119,9 @@ class GoldenTest : public QObject {
         for (const auto& want : golden["lightning_state_abs_mean"]) {
             if (want.is_null()) continue;
             const float* s = state.lightning(lightning++);
-            const auto count = static_cast<std::size_t>(config.text.num_attention_heads) *
-                               static_cast<std::size_t>(config.text.head_dim * config.text.head_dim);
+            const auto count =
+                static_cast<std::size_t>(config.text.num_attention_heads) *
+                static_cast<std::size_t>(config.text.head_dim * config.text.head_dim);
             double sum = 0.0;
             for (std::size_t i = 0; i < count; ++i) sum += std::abs(s[i]);
             const double mean = sum / static_cast<double>(count);
@@ -131,7 +135,9 @@ class GoldenTest : public QObject {
         for (std::size_t i = 0; i < want.size(); ++i) {
             const double d = std::abs(static_cast<double>(result.logits[i]) - want[i]);
             QVERIFY2(d <= 2e-3, qPrintable(QString("logit %1: %2, expected %3")
-                                               .arg(i).arg(result.logits[i]).arg(want[i])));
+                                               .arg(i)
+                                               .arg(result.logits[i])
+                                               .arg(want[i])));
             worst = std::max(worst, d);
         }
         qInfo("%s: %zu tokens, largest difference of logits %.2g, of hidden values %.2g",
