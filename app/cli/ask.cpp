@@ -96,8 +96,8 @@ void add_ask(CLI::App& app, Action& action) {
         ->type_name("TEXT");
     add_answer_options(*command, options->answer);
     add_json_option(*command, options->json);
-    command->add_option("question", options->question, "The question; - reads standard input")
-        ->type_name("QUESTION")
+    command->add_option("QUESTION", options->question, "The question; - reads standard input")
+        ->type_name("")
         ->required();
     command->callback([options, &action] { action = [options] { return run_ask(*options); }; });
 }

@@ -186,7 +186,7 @@ void add_eval(CLI::App& app, Action& action) {
         ->check(in_range(1, 1e9))
         ->capture_default_str();
     add_json_option(*command, options->json);
-    command->add_option("cases", options->cases, "DIR/cases.json")->type_name("FILE")->required();
+    command->add_option("CASES", options->cases, "DIR/cases.json")->type_name("")->required();
     command->callback([options, &action] { action = [options] { return run_eval(*options); }; });
 }
 

@@ -196,8 +196,8 @@ void add_inspect(CLI::App& app, Action& action) {
         "inspect", "Say what a model folder holds and what is wrong with it (reads headers only)");
     const auto options = std::make_shared<InspectOptions>();
     add_json_option(*command, options->json);
-    command->add_option("folder", options->folder, "Model folder in the Hugging Face layout")
-        ->type_name("DIR")
+    command->add_option("DIR", options->folder, "Model folder in the Hugging Face layout")
+        ->type_name("")
         ->required();
     command->callback([options, &action] { action = [options] { return run_inspect(*options); }; });
 }

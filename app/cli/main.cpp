@@ -26,7 +26,7 @@ int run(int argc, char** argv) {
         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped with Ctrl-C.\n"
         "Environment: LONGVIEW_MODEL names the model folder used without --model.");
     app.set_version_flag("--version", "longview-cli " LONGVIEW_VERSION);
-    app.require_subcommand(1);
+    app.require_subcommand(0, 1);
     Action action;
     for (const auto add :
          {add_ask, add_chat, add_tokenize, add_inspect, add_bench, add_eval, add_selftest}) {
@@ -39,6 +39,7 @@ int run(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return fail(kExitUsage, std::string(error.what()) + " (--help shows what is possible)");
     }
+    if (!action) throw UsageError("a command is needed");
     const int status = action();
     Output::standard().flush();
     return status;

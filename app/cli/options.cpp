@@ -17,9 +17,8 @@ void add_model_option(CLI::App& command, std::string& model) {
 void add_model_options(CLI::App& command, ModelOptions& options) {
     add_model_option(command, options.model);
     command.add_option("--device", options.device, "Where to compute")
-        ->type_name("")
-        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-        ->capture_default_str();
+        ->option_text("{auto,cpu,cuda}=auto")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
     command.add_option("--threads", options.threads, "CPU threads (0: all there are)")
         ->type_name("N")
         ->check(in_range(0, 4096))
@@ -60,6 +59,7 @@ void add_answer_options(CLI::App& command, AnswerOptions& options) {
         ->capture_default_str();
     command.add_option("--seed", sampling.seed, "Repeats a varied answer")
         ->type_name("N")
+        ->check(in_range(0, 0x1p64))
         ->capture_default_str();
     command.add_option("--top-k", sampling.top_k, "Choose among the K likeliest tokens (0: all)")
         ->type_name("K")

@@ -47,8 +47,8 @@ void add_tokenize(CLI::App& app, Action& action) {
     const auto options = std::make_shared<TokenizeOptions>();
     add_model_option(*command, options->model);
     add_json_option(*command, options->json);
-    command->add_option("text", options->text, "The text; - reads standard input")
-        ->type_name("TEXT")
+    command->add_option("TEXT", options->text, "The text; - reads standard input")
+        ->type_name("")
         ->required();
     command->callback(
         [options, &action] { action = [options] { return run_tokenize(*options); }; });

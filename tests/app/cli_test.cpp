@@ -85,10 +85,10 @@ void CliTest::refusesWrongUsage_data() {
     const auto row = [](const char* name, const QStringList& arguments, const char* words) {
         QTest::newRow(name) << arguments << QByteArray(words);
     };
-    row("nothing", {}, "subcommand");
+    row("nothing", {}, "command");
     row("unknown command", {"paint"}, "paint");
     row("unknown option", {"ask", "--colour", "x"}, "--colour");
-    row("no question", {"ask"}, "question");
+    row("no question", {"ask"}, "QUESTION");
     row("empty question", {"ask", ""}, "empty");
     row("blank question", {"ask", " \n\t"}, "empty");
     row("blank standard input", {"ask", "-"}, "empty");
@@ -111,8 +111,8 @@ void CliTest::refusesWrongUsage_data() {
     row("bench length 0", {"bench", "--lengths", "128,0"}, "--lengths");
     row("bench length is no number", {"bench", "--lengths", "128,many"}, "--lengths");
     row("bench decode", {"bench", "--decode", "0"}, "--decode");
-    row("no folder", {"inspect"}, "folder");
-    row("no cases", {"eval"}, "cases");
+    row("no folder", {"inspect"}, "DIR");
+    row("no cases", {"eval"}, "CASES");
     row("negative count", {"eval", "--max", "-1", "x"}, "--max");
 }
 

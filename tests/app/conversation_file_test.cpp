@@ -115,7 +115,8 @@ void ConversationFileTest::refusesWhatIsNoConversation_data() {
     row("picture is no base64",
         head + R"([{"role":"user","content":[{"type":"image","png":"?"}]}]})", Category::kInput);
     row("picture is no picture",
-        head + R"([{"role":"user","content":[{"type":"image","png":"aGVsbG8="}]}]})",
+        head +
+            R"([{"role":"user","content":[{"type":"image","png":"aGVsbG8gaGVsbG8gaGVsbG8gaGVsbG8gaGVsbG8h"}]}]})",
         Category::kUnsupported);
     row("deep", QByteArray(100000, '['), Category::kInput);
     row("not UTF-8", head + "[{\"role\":\"\xFF\"}]}", Category::kInput);
