@@ -18,6 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "hwy/highway.h"
 #include "kernels/runtime/tensor.h"
@@ -44,6 +46,9 @@ using FloatVec = hn::Vec<Floats>;
 constexpr int kGroupRows = 6;
 // Keys, or positions of a lightning tile, that are packed at a time: with 128 dims, 32 KB.
 constexpr int kBlock = 64;
+// Rows a panel of a block has room for. One more than used keeps panels from being 4 KB apart,
+// where the lines of a row would all want the same place in the first-level cache.
+constexpr int kPanelRows = kBlock + 1;
 
 /// Columns of a packed panel: two vectors.
 HWY_INLINE int panel_width() {
@@ -114,24 +119,35 @@ struct RegisterBlock {
     }
 };
 
-/// Calls op.rows<n>(first) so that the groups cover [begin, end), all of kGroupRows but the last.
+/// Calls op.rows<n>(first) for groups of n <= kGroupRows rows that cover [begin, end). The last
+/// two share what is left evenly: a group of one or two rows waits on its own chains.
 template <class Op>
 HWY_INLINE void for_row_groups(int begin, int end, const Op& op) {
-    int row = begin;
-    for (; row + kGroupRows <= end; row += kGroupRows) op.template rows<kGroupRows>(row);
-    switch (end - row) {
-        case 5:
-            return op.template rows<5>(row);
-        case 4:
-            return op.template rows<4>(row);
-        case 3:
-            return op.template rows<3>(row);
-        case 2:
-            return op.template rows<2>(row);
-        case 1:
-            return op.template rows<1>(row);
-        default:
-            return;
+    for (int row = begin; row < end;) {
+        const int left = end - row;
+        const int count = left <= kGroupRows || left >= 2 * kGroupRows ? std::min(left, kGroupRows)
+                                                                       : (left + 1) / 2;
+        switch (count) {
+            case 6:
+                op.template rows<6>(row);
+                break;
+            case 5:
+                op.template rows<5>(row);
+                break;
+            case 4:
+                op.template rows<4>(row);
+                break;
+            case 3:
+                op.template rows<3>(row);
+                break;
+            case 2:
+                op.template rows<2>(row);
+                break;
+            default:
+                op.template rows<1>(row);
+                break;
+        }
+        row += count;
     }
 }
 
@@ -284,14 +300,14 @@ struct SoftmaxTile {
     float* factor = nullptr;   // [rows] 2^(old max - new max) of the block at hand
     float* scores = nullptr;   // [rows, kBlock]
     float* keys = nullptr;     // panels of the transpose [.][head_dim][panel_width]
-    float* values = nullptr;   // panels [.][kBlock][panel_width]
+    float* values = nullptr;   // panels [.][kPanelRows][panel_width]
     float* staging = nullptr;  // [kBlock, head_dim]
 
     /// Floats of scratch for tiles of up to max_rows.
     static std::size_t scratch_floats(int max_rows, int head_dim) {
         const auto r = static_cast<std::size_t>(max_rows) + 16;  // whole cache lines apart
         const auto d = static_cast<std::size_t>(padded(head_dim)) + 16;
-        return 2 * r * d + 3 * r + r * kBlock + 3 * kBlock * d + 16 * 16;
+        return 2 * r * d + 3 * r + r * kBlock + 3 * kPanelRows * d + 16 * 16;
     }
 
     SoftmaxTile(float* scratch, int row_count, int heads_per_position, int dims)
@@ -311,7 +327,7 @@ struct SoftmaxTile {
         factor = take(r);
         scores = take(r * kBlock);
         keys = take(kBlock * d);
-        values = take(kBlock * wide);
+        values = take(kPanelRows * wide);
         staging = take(kBlock * d);
     }
 
@@ -344,6 +360,7 @@ struct ValueGroups {
     const float* panel;
     float* acc;  // the same panel of tile.acc
     int count;
+    std::int64_t visible;  // keys that the first position sees
 
     template <int kRows>
     HWY_INLINE void rows(int row) const {
@@ -351,23 +368,21 @@ struct ValueGroups {
         const int width = panel_width();
         block.load(acc + row * width, width);
         block.scale(tile.factor + row);
-        block.multiply_add(tile.scores + row * kBlock, kBlock, 1, panel, count);
+        const std::int64_t seen = visible + (row + kRows - 1) / tile.heads;
+        block.multiply_add(tile.scores + row * kBlock, kBlock, 1, panel,
+                           static_cast<int>(std::min<std::int64_t>(seen, count)));
         block.store(acc + row * width, width);
     }
 };
 
-/// Turns a row's scores into 2^(score - max), 0 from `visible` on, and updates max, sum, factor.
+/// Turns a row's scores into 2^(score - max), 0 from `visible` > 0 on, and updates max, sum and
+/// factor.
 /// The sum is taken in Lanes() interleaved chains over the whole block, so masked keys (exact
 /// zeros) do not change its order.
 HWY_INLINE void weigh_row(const SoftmaxTile& tile, int row, int visible) {
     const Floats tag;
     const int lanes = static_cast<int>(hn::Lanes(tag));
     float* HWY_RESTRICT scores = tile.scores + row * kBlock;
-    if (visible == 0) {
-        std::fill_n(scores, kBlock, 0.0F);
-        tile.factor[row] = 1.0F;
-        return;
-    }
     std::fill(scores + visible, scores + kBlock, -std::numeric_limits<float>::infinity());
     FloatVec largest = hn::Load(tag, scores);
     for (int j = lanes; j < kBlock; j += lanes)
@@ -387,29 +402,75 @@ HWY_INLINE void weigh_row(const SoftmaxTile& tile, int row, int visible) {
     tile.sum[row] = tile.sum[row] * factor + hn::GetLane(hn::SumOfLanes(tag, total));
 }
 
-/// Takes the tile through a block of count <= kBlock keys. The tile's first position sees the
-/// first `visible` of them (0 or less: none), each later position one more.
-HWY_INLINE void attend_block(const SoftmaxTile& tile, const void* const* key_rows,
-                             const void* const* value_rows, DType dtype, int count,
-                             std::int64_t visible) {
+/// Keys and values of up to kBlock positions where they lie.
+struct KeyBlock {
+    const void* keys[kBlock];
+    const void* values[kBlock];
+    int count = 0;
+};
+
+/// Asks for the part-th of `parts` shares of a block's memory, to arrive while the block before
+/// it is worked on.
+HWY_INLINE void prefetch(const KeyBlock& block, std::size_t row_bytes, int part, int parts) {
+    for (int i = block.count * part / parts; i < block.count * (part + 1) / parts; ++i)
+        for (std::size_t at = 0; at < row_bytes; at += 64) {
+            __builtin_prefetch(static_cast<const char*>(block.keys[i]) + at, 0, 2);
+            __builtin_prefetch(static_cast<const char*>(block.values[i]) + at, 0, 2);
+        }
+}
+
+/// Takes the tile through a block of keys. The tile's first position sees the first `visible` of
+/// them (0 or less: none), each later position one more. `next` is fetched meanwhile.
+HWY_INLINE void attend_block(const SoftmaxTile& tile, const KeyBlock& block, DType dtype,
+                             std::int64_t visible, const KeyBlock& next) {
     const int width = panel_width();
-    const std::ptrdiff_t dims = tile.head_dim;
+    const int dims = tile.head_dim;
+    const std::size_t row_bytes = static_cast<std::size_t>(dims) * size_of(dtype);
+    const int panels = (block.count + width - 1) / width + (dims + width - 1) / width;
+    int panel = 0;
+    const auto first_row = [&](int key) {  // that sees this key
+        return static_cast<int>(
+            std::clamp<std::int64_t>((key + 1 - visible) * tile.heads, 0, tile.rows));
+    };
     const float* rows[kBlock];
-    float_rows(key_rows, dtype, count, tile.head_dim, tile.staging, rows);
-    pack_transposed(rows, count, tile.head_dim, tile.keys);
-    for (int key = 0; key < count; key += width)
-        for_row_groups(0, tile.rows, ScoreGroups{tile, tile.keys + key * dims, key});
-    for (int row = 0; row < tile.rows; ++row) {
-        const std::int64_t seen = visible + row / tile.heads;
-        weigh_row(tile, row, static_cast<int>(std::clamp<std::int64_t>(seen, 0, count)));
+    float_rows(block.keys, dtype, block.count, dims, tile.staging, rows);
+    pack_transposed(rows, block.count, dims, tile.keys);
+    for (int key = 0; key < block.count; key += width) {
+        prefetch(next, row_bytes, panel++, panels);
+        for_row_groups(first_row(key), tile.rows,
+                       ScoreGroups{tile, tile.keys + static_cast<std::ptrdiff_t>(key) * dims, key});
     }
-    float_rows(value_rows, dtype, count, tile.head_dim, tile.staging, rows);
-    pack_rows(rows, count, tile.head_dim, kBlock, tile.values);
-    for (int col = 0; col < tile.head_dim; col += width) {
-        float* const acc = tile.acc + static_cast<std::ptrdiff_t>(col) * tile.rows;
+    for (int row = first_row(0); row < tile.rows; ++row) {
+        const std::int64_t seen = visible + row / tile.heads;
+        weigh_row(tile, row, static_cast<int>(std::min<std::int64_t>(seen, block.count)));
+    }
+    float_rows(block.values, dtype, block.count, dims, tile.staging, rows);
+    pack_rows(rows, block.count, dims, kPanelRows, tile.values);
+    for (int col = 0; col < dims; col += width) {
+        prefetch(next, row_bytes, panel++, panels);
         for_row_groups(
-            0, tile.rows,
-            ValueGroups{tile, tile.values + static_cast<std::ptrdiff_t>(col) * kBlock, acc, count});
+            first_row(0), tile.rows,
+            ValueGroups{tile, tile.values + static_cast<std::ptrdiff_t>(col) * kPanelRows,
+                        tile.acc + static_cast<std::ptrdiff_t>(col) * tile.rows, block.count,
+                        visible});
+    }
+}
+
+/// Takes the tile through `count` keys, block by block; `at(i)` is the pair of pointers to key and
+/// value i, `visible` as in attend_block.
+template <class At>
+HWY_INLINE void attend_keys(const SoftmaxTile& tile, std::int64_t count, DType dtype,
+                            std::int64_t visible, const At& at) {
+    KeyBlock blocks[2];
+    const auto gather = [&](std::int64_t first, KeyBlock& block) {
+        block.count = static_cast<int>(std::clamp<std::int64_t>(count - first, 0, kBlock));
+        for (int i = 0; i < block.count; ++i)
+            std::tie(block.keys[i], block.values[i]) = at(first + i);
+    };
+    gather(0, blocks[0]);
+    for (std::int64_t first = 0, i = 0; first < count; first += kBlock, ++i) {
+        gather(first + kBlock, blocks[(i + 1) % 2]);
+        attend_block(tile, blocks[i % 2], dtype, visible - first, blocks[(i + 1) % 2]);
     }
 }
 

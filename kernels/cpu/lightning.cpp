@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/grain.h"
 #include "kernels/cpu/ops.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -65,14 +66,14 @@ struct TileScratch {
     float* q;           // [kTile, head_dim]
     float* k_weighted;  // [kTile, head_dim] w(m-1-j) k[j]
     float* keys;        // panels of the transpose [.][head_dim][panel_width]
-    float* values;      // panels [.][kTile][panel_width]
+    float* values;      // panels [.][kPanelRows][panel_width]
     float* scores;      // [kTile, kTile]
     float* state;       // panels [.][head_dim][panel_width]
 
     static std::size_t floats(int head_dim, int cols) {
         const auto d = static_cast<std::size_t>(head_dim);
         const auto wide = static_cast<std::size_t>(padded(cols));
-        return 5 * kTile + kTile * (3 * d + wide + kTile) + d * wide + 8 * 16;
+        return 5 * kTile + kTile * (3 * d + kTile) + (kPanelRows + d) * wide + 8 * 16;
     }
 
     TileScratch(float* scratch, int head_dim, int cols) {
@@ -88,7 +89,7 @@ struct TileScratch {
         q = take(kTile * d);
         k_weighted = take(kTile * d);
         keys = take(kTile * d);
-        values = take(kTile * wide);
+        values = take(kPanelRows * wide);
         scores = take(kTile * kTile);
         state = take(d * wide);
     }
@@ -138,7 +139,8 @@ struct TileOutputs {
         block.multiply_add(s.q + static_cast<std::ptrdiff_t>(row) * dims, dims, 1,
                            s.state + static_cast<std::ptrdiff_t>(col) * dims, dims);
         block.scale(s.decay + row + 1);
-        block.multiply_add(s.scores + row * kTile, kTile, 1, s.values + col * kTile, row + kRows);
+        block.multiply_add(s.scores + row * kTile, kTile, 1, s.values + col * kPanelRows,
+                           row + kRows);
         const int width = panel_width();
         float* const out = task.out(first_row + row) + task.first_col + col;
         if (task.cols() - col >= width) return block.store(out, task.p.out.stride);
@@ -185,7 +187,7 @@ HWY_INLINE void load_tile(const LightningTask& task, std::int64_t first_row, int
         for (int c = 0; c < dims; ++c) weighted[c] = weight * from[c];
     }
     pack_transposed(k, count, dims, s.keys);
-    pack_rows(v, count, task.cols(), kTile, s.values);
+    pack_rows(v, count, task.cols(), kPanelRows, s.values);
 }
 
 /// The block form for rows first_row ... first_row + count - 1, state in panels.
@@ -195,17 +197,16 @@ HWY_INLINE void block_form(const LightningTask& task, std::int64_t first_row, in
     const int width = panel_width();
     load_tile(task, first_row, count, s);
     for (int key = 0; key < count; key += width) {
-        // Groups above the diagonal are never read; cut at whole groups so that the last group
-        // of rows is the same for every panel.
-        const int first_group = key / kGroupRows * kGroupRows;
+        // Rows above the diagonal are left out but for those that TileOutputs may take in one
+        // group with a row that sees the key.
         for_row_groups(
-            first_group, count,
+            std::max(0, key - kGroupRows + 1), count,
             DecayedScores{s, s.keys + static_cast<std::ptrdiff_t>(key) * dims, dims, key});
     }
     for (int col = 0; col < task.cols(); col += width) {
         for_row_groups(0, count, TileOutputs{s, task, first_row, col});
         float* const panel = s.state + static_cast<std::ptrdiff_t>(col) * dims;
-        for_row_groups(0, dims, StateUpdate{s, dims, panel, s.values + col * kTile, count});
+        for_row_groups(0, dims, StateUpdate{s, dims, panel, s.values + col * kPanelRows, count});
     }
 }
 
@@ -348,12 +349,15 @@ void lightning_attention(Context& c, const LightningParams& p) {
     const int panels = (p.head_dim + width - 1) / width;
     const int parts = std::clamp((c.pool.size() + p.heads - 1) / p.heads, 1, panels);
     const int part_cols = (panels + parts - 1) / parts * width;
+    const std::int64_t tasks = std::int64_t{p.heads} * parts;
     const auto run = HWY_DYNAMIC_DISPATCH(run_lightning);
     for (std::int64_t first = 0; first < p.qkv.rows;) {
         const std::int64_t in_tile = (p.position + first) % kLightningTile;
         const std::int64_t last = std::min(first + kRowsPerPass - in_tile, p.qkv.rows);
+        const double operations =
+            4.0 * static_cast<double>((last - first) * p.heads * p.head_dim * p.head_dim);
         c.pool.parallel_for(
-            static_cast<std::int64_t>(p.heads) * parts, 1,
+            tasks, tasks_per_piece(tasks, operations),
             [&](std::int64_t begin, std::int64_t end, int thread) {
                 for (std::int64_t task = begin; task < end; ++task) {
                     const int first_col = static_cast<int>(task % parts) * part_cols;

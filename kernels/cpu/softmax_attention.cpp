@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/grain.h"
 #include "kernels/cpu/kv_pages.h"
 #include "kernels/cpu/ops.h"
 
@@ -97,18 +98,14 @@ HWY_INLINE void merge_row(const SoftmaxAttentionParams& p, const Running& runnin
 HWY_INLINE void attend_range(const SoftmaxAttentionParams& p, const QueryTile& queries,
                              std::int64_t range, SoftmaxTile& tile) {
     const KvPages pages(p.kv);
-    const void* keys[kBlock];
-    const void* values[kBlock];
-    const std::int64_t end = std::min((range + 1) * kRangeKeys, p.position + queries.last);
+    const std::int64_t first = range * kRangeKeys;
+    const std::int64_t end = std::min(first + kRangeKeys, p.position + queries.last);
     tile.start();
-    for (std::int64_t first = range * kRangeKeys; first < end; first += kBlock) {
-        const int count = static_cast<int>(std::min<std::int64_t>(kBlock, end - first));
-        for (int i = 0; i < count; ++i) {
-            keys[i] = pages.key(first + i, queries.kv_head);
-            values[i] = pages.value(first + i, queries.kv_head);
-        }
-        attend_block(tile, keys, values, p.kv.dtype, count, p.position + queries.first + 1 - first);
-    }
+    attend_keys(
+        tile, end - first, p.kv.dtype, p.position + queries.first + 1 - first, [&](std::int64_t i) {
+            return std::pair<const void*, const void*>(pages.key(first + i, queries.kv_head),
+                                                       pages.value(first + i, queries.kv_head));
+        });
 }
 
 HWY_INLINE SoftmaxTile load_queries(const SoftmaxAttentionParams& p, const QueryTile& queries,
@@ -188,8 +185,10 @@ HWY_EXPORT(attend_part);
 HWY_EXPORT(merge_parts);
 
 // Rows (queries times heads of a group) that share a packed block of keys: packing is then a
-// twentieth of the arithmetic, and the tile stays in L2 at head_dim 128.
-constexpr int kTileRows = 96;
+// small part of the arithmetic, and the tile stays in an L2 of 512 KB at head_dim 128. Fewer where
+// threads would be idle otherwise.
+constexpr std::int64_t kMostTileRows = 192;
+constexpr std::int64_t kFewestTileRows = 48;
 // Bound of the running sums, and of the work between two looks at the cancel flag.
 constexpr std::int64_t kQueriesPerPass = 1024;
 constexpr std::int64_t kRangesPerPass = 2;
@@ -221,6 +220,10 @@ struct Pass {
         return {static_cast<int>(task / tiles()), begin, std::min(begin + tile_queries, last)};
     }
     std::int64_t ranges() const { return (p.position + last - 1) / kRangeKeys + 1; }
+    double operations_per_range() const {
+        const std::int64_t keys = std::min(kRangeKeys, p.position + last);
+        return 4.0 * static_cast<double>((last - first) * p.heads * p.kv.head_dim * keys);
+    }
 };
 
 void prefill_pass(Context& c, const Pass& pass, const Running& running) {
@@ -255,7 +258,10 @@ void decode_pass(Context& c, const Pass& pass, const Running& running, std::int6
                         thread);
                 }
             });
-        c.pool.parallel_for(pass.tasks(), 1, [&](std::int64_t begin, std::int64_t end, int) {
+        const double merging = pass.operations_per_range() / static_cast<double>(kRangeKeys) *
+                               static_cast<double>(end_range - range);
+        const std::int64_t grain = tasks_per_piece(pass.tasks(), merging);
+        c.pool.parallel_for(pass.tasks(), grain, [&](std::int64_t begin, std::int64_t end, int) {
             for (std::int64_t task = begin; task < end; ++task)
                 merge(pass.p, pass.tile(task), range, end_range, scratch + task * tile_floats,
                       stride, running);
@@ -269,7 +275,9 @@ void softmax_attention(Context& c, const SoftmaxAttentionParams& p) {
     if (p.q.rows == 0) return;
     check_softmax(p);
     const int group = p.heads / p.kv.kv_heads;
-    const std::int64_t tile_queries = std::clamp<std::int64_t>(kTileRows / group, 1, p.q.rows);
+    const std::int64_t fair_share = p.q.rows * p.heads / (4 * c.pool.size());
+    const std::int64_t tile_rows = std::clamp(fair_share, kFewestTileRows, kMostTileRows);
+    const std::int64_t tile_queries = std::clamp<std::int64_t>(tile_rows / group, 1, p.q.rows);
     const std::int64_t pass_queries = kQueriesPerPass / tile_queries * tile_queries;
     for (std::int64_t first = 0; first < p.q.rows; first += pass_queries) {
         const Pass pass{p, first, std::min(first + pass_queries, p.q.rows), tile_queries};

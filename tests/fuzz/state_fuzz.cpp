@@ -21,11 +21,21 @@ constexpr StateLayout kLayout{.lightning_layers = 1,
                               .kv_heads = 1,
                               .page_tokens = 4};
 
-void repair_header(std::vector<std::byte>& file) {
+/// Sets the checksums of the header, of the one block that so small a payload has, and of the
+/// table, where the file is long enough to hold them.
+void repair_checksums(std::vector<std::byte>& file) {
     if (file.size() < kStateHeaderBytes) return;
-    constexpr std::size_t kCovered = kStateHeaderBytes - 8;
+    constexpr std::size_t kCovered = kStateHeaderBytes - sizeof(std::uint64_t);
     const std::uint64_t digest = XXH3_64bits(file.data(), kCovered);
     std::memcpy(file.data() + kCovered, &digest, sizeof(digest));
+    const std::size_t tail = 2 * sizeof(std::uint64_t);
+    if (file.size() < kStateHeaderBytes + tail) return;
+    const std::size_t end = file.size() - tail;
+    const std::uint64_t block =
+        XXH3_64bits(file.data() + kStateHeaderBytes, end - kStateHeaderBytes);
+    const std::uint64_t total = XXH3_64bits_withSeed(&block, sizeof(block), digest);
+    std::memcpy(file.data() + end, &block, sizeof(block));
+    std::memcpy(file.data() + end + sizeof(block), &total, sizeof(total));
 }
 
 }  // namespace
@@ -34,7 +44,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (size == 0) return 0;
     std::vector<std::byte> file(size - 1);
     std::memcpy(file.data(), data + 1, size - 1);
-    if ((data[0] & 1) != 0) repair_header(file);
+    if ((data[0] & 1) != 0) repair_checksums(file);
 
     static ThreadPool pool(1);
     static const std::unique_ptr<kernels::Backend> backend = kernels::make_cpu_backend(pool);

@@ -76,52 +76,91 @@ Taps make_taps(int in_size, int out_size) {
     return taps;
 }
 
-// Four lanes: red, green, blue and the byte after them, whose result is dropped.
-using Int4 = std::int32_t __attribute__((vector_size(16)));
-using Byte4 = std::uint8_t __attribute__((vector_size(4)));
+// The horizontal pass works on eight rows side by side: neighbours in a row have different weights,
+// but the pixels of one column have the same.
+constexpr int kRows = 8;
+constexpr std::size_t kGroup = 16;  // bytes of each row that change places at once
+using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
+using Int8 = std::int32_t __attribute__((vector_size(32)));
 
-inline Int4 load_pixel(const std::uint8_t* p) {
-    Byte4 bytes;
-    std::memcpy(&bytes, p, sizeof bytes);
-    return __builtin_convertvector(bytes, Int4);
+/// Interleaves the first and second half of 128 bytes, as when shuffling cards: bit b of a byte's
+/// index becomes bit b + 1. Index [row][position] is [position][row] after three rounds, and the
+/// other way about after four.
+inline void riffle(Bytes16 (&v)[kRows], int rounds) {
+    for (int round = 0; round < rounds; ++round) {
+        Bytes16 out[kRows];
+        for (int i = 0; i < kRows / 2; ++i) {
+            const Bytes16 a = v[i], b = v[i + kRows / 2];
+            out[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                                 22, 7, 23);
+            out[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+                                                     29, 14, 30, 15, 31);
+        }
+        for (int i = 0; i < kRows; ++i) v[i] = out[i];
+    }
 }
 
-inline void store_pixel(std::uint8_t* p, Int4 sum) {
-    Int4 v = sum >> kFractionBits;
-    v &= ~(v >> 31);            // negative: 0
-    const Int4 over = 255 - v;  // negative where too large
-    v += over & (over >> 31);
-    const Byte4 bytes = __builtin_convertvector(v, Byte4);
-    std::memcpy(p, &bytes, kChannels);
+/// rows[r][begin + i] to columns[i * kRows + r] for i < n, n at most kGroup.
+inline void group_to_columns(const std::uint8_t* const (&rows)[kRows], std::size_t begin,
+                             std::size_t n, std::int32_t* columns) {
+    Bytes16 v[kRows] = {};
+    for (int r = 0; r < kRows; ++r) std::memcpy(&v[r], rows[r] + begin, n);
+    riffle(v, 3);
+    std::uint8_t bytes[kGroup * kRows];
+    std::memcpy(bytes, v, sizeof v);
+    for (std::size_t i = 0; i < kGroup * kRows; ++i) columns[i] = bytes[i];
 }
 
-/// kRows rows of `width` pixels to `taps.first.size()` pixels; each weight is loaded once for all
-/// rows. One byte after each input row is read.
-constexpr int kRows = 4;
+inline void group_to_rows(const std::uint8_t* columns, std::size_t begin, std::size_t n,
+                          std::uint8_t* const (&rows)[kRows]) {
+    Bytes16 v[kRows];
+    std::memcpy(v, columns, sizeof v);
+    riffle(v, 4);
+    for (int r = 0; r < kRows; ++r) std::memcpy(rows[r] + begin, &v[r], n);
+}
+
 LONGVIEW_CLONES
-void resize_rows(const std::uint8_t* const in[kRows], const Taps& taps,
-                 std::uint8_t* const out[kRows]) {
-    constexpr std::int32_t half = 1 << (kFractionBits - 1);
+void rows_to_columns(const std::uint8_t* const (&rows)[kRows], std::size_t bytes,
+                     std::int32_t* columns) {
+    std::size_t at = 0;
+    for (; at + kGroup <= bytes; at += kGroup)
+        group_to_columns(rows, at, kGroup, columns + at * kRows);
+    if (at < bytes) group_to_columns(rows, at, bytes - at, columns + at * kRows);
+}
+
+void columns_to_rows(const std::uint8_t* columns, std::size_t bytes,
+                     std::uint8_t* const (&rows)[kRows]) {
+    std::size_t at = 0;
+    for (; at + kGroup <= bytes; at += kGroup)
+        group_to_rows(columns + at * kRows, at, kGroup, rows);
+    if (at < bytes) group_to_rows(columns + at * kRows, at, bytes - at, rows);
+}
+
+inline std::uint8_t to_pixel(std::int32_t sum) {
+    return static_cast<std::uint8_t>(std::clamp(sum >> kFractionBits, 0, 255));
+}
+
+/// Every output pixel of eight rows, from columns to columns.
+LONGVIEW_CLONES
+void blend_columns(const std::int32_t* in, const Taps& taps, std::uint8_t* out) {
+    const Int8 half = Int8{} + (1 << (kFractionBits - 1));
     const std::size_t outputs = taps.first.size();
     for (std::size_t x = 0; x < outputs; ++x) {
         const std::int32_t* const weights = &taps.weights[x * static_cast<std::size_t>(taps.most)];
-        const std::ptrdiff_t start = std::ptrdiff_t{taps.first[x]} * kChannels;
-        const int count = taps.count[x];
-        const std::uint8_t *p0 = in[0] + start, *p1 = in[1] + start, *p2 = in[2] + start,
-                           *p3 = in[3] + start;
-        Int4 s0 = {half, half, half, half}, s1 = s0, s2 = s0, s3 = s0;
-        for (int k = 0; k < count; ++k) {
-            const Int4 weight = {weights[k], weights[k], weights[k], weights[k]};
-            s0 += load_pixel(p0) * weight;
-            s1 += load_pixel(p1) * weight;
-            s2 += load_pixel(p2) * weight;
-            s3 += load_pixel(p3) * weight;
-            p0 += kChannels, p1 += kChannels, p2 += kChannels, p3 += kChannels;
+        const std::int32_t* p = in + std::ptrdiff_t{taps.first[x]} * kChannels * kRows;
+        Int8 sums[kChannels] = {half, half, half};
+        for (int k = 0; k < taps.count[x]; ++k) {
+            for (Int8& sum : sums) {
+                Int8 pixels;
+                std::memcpy(&pixels, p, sizeof pixels);
+                sum += pixels * weights[k];
+                p += kRows;
+            }
         }
-        store_pixel(out[0] + x * kChannels, s0);
-        store_pixel(out[1] + x * kChannels, s1);
-        store_pixel(out[2] + x * kChannels, s2);
-        store_pixel(out[3] + x * kChannels, s3);
+        std::int32_t values[kChannels * kRows];
+        std::memcpy(values, sums, sizeof values);
+        for (int i = 0; i < kChannels * kRows; ++i) out[i] = to_pixel(values[i]);
+        out += kChannels * kRows;
     }
 }
 
@@ -139,9 +178,7 @@ void blend_rows(const std::uint8_t* in, std::size_t stride, const std::int32_t* 
             const std::int32_t weight = weights[k];
             for (std::size_t i = 0; i < n; ++i) sums[i] += weight * row[i];
         }
-        for (std::size_t i = 0; i < n; ++i)
-            out[begin + i] =
-                static_cast<std::uint8_t>(std::clamp(sums[i] >> kFractionBits, 0, 255));
+        for (std::size_t i = 0; i < n; ++i) out[begin + i] = to_pixel(sums[i]);
     }
 }
 
@@ -152,26 +189,25 @@ std::size_t row_bytes(int width) {
 /// The input rows [first, end) resized to `width`.
 Image resize_width(const Image& image, int width, int first, int end) {
     const Taps taps = make_taps(image.width, width);
+    const std::size_t in_bytes = row_bytes(image.width), out_bytes = row_bytes(width);
     Image out{width, end - first, {}};
-    out.rgb.resize(row_bytes(width) * static_cast<std::size_t>(out.height));
-    const std::size_t stride = row_bytes(image.width);
-    // The last row of the picture has no byte after it.
-    std::vector<std::uint8_t> last(stride + 1);
-    std::memcpy(last.data(), image.rgb.data() + image.rgb.size() - stride, stride);
-    std::vector<std::uint8_t> spare(row_bytes(width));
+    out.rgb.resize(out_bytes * static_cast<std::size_t>(out.height));
+    std::vector<std::int32_t> in_columns((in_bytes + kGroup) * kRows);
+    std::vector<std::uint8_t> out_columns((out_bytes + kGroup) * kRows);
+    std::vector<std::uint8_t> spare(out_bytes);  // for rows below the last
     for (int y = first; y < end; y += kRows) {
-        const std::uint8_t* in[kRows];
+        const std::uint8_t* from[kRows];
         std::uint8_t* to[kRows];
-        for (int i = 0; i < kRows; ++i) {
-            const auto row = static_cast<std::size_t>(std::min(y + i, end - 1));
-            in[i] = row + 1 == static_cast<std::size_t>(image.height)
-                        ? last.data()
-                        : image.rgb.data() + row * stride;
-            to[i] = y + i < end ? out.rgb.data() +
-                                      static_cast<std::size_t>(y + i - first) * row_bytes(width)
-                                : spare.data();
+        for (int r = 0; r < kRows; ++r) {
+            const auto row = static_cast<std::size_t>(std::min(y + r, end - 1));
+            from[r] = image.rgb.data() + row * in_bytes;
+            to[r] = y + r < end
+                        ? out.rgb.data() + static_cast<std::size_t>(y + r - first) * out_bytes
+                        : spare.data();
         }
-        resize_rows(in, taps, to);
+        rows_to_columns(from, in_bytes, in_columns.data());
+        blend_columns(in_columns.data(), taps, out_columns.data());
+        columns_to_rows(out_columns.data(), out_bytes, to);
     }
     return out;
 }
