@@ -78,7 +78,9 @@ int run_chat(const ChatOptions& options) {
         InterruptGuard::clear();
         // A script is stopped as a whole; a person stops the answer.
         if (!stdin_is_terminal()) return kExitInterrupted;
-        if (result == LineReader::Result::kInterrupted) note("\n/quit leaves the chat.");
+        if (result != LineReader::Result::kInterrupted) continue;
+        std::fputc('\n', stderr);  // the cursor still stands behind the prompt
+        note("/quit leaves the chat.");
     }
     // A person has seen each error; a script learns of them here.
     return stdin_is_terminal() ? kExitDone : status;

@@ -1,7 +1,9 @@
 // longview-cli: wires the subcommands, turns errors into one line and an exit status.
 #include <CLI/CLI.hpp>
+#include <clocale>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
 #include <string>
 
@@ -51,6 +53,10 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     using namespace longview::app;
+    // The line editor takes characters apart by the locale; bare machines often name none.
+    if (std::setlocale(LC_CTYPE, "") == nullptr || MB_CUR_MAX == 1) {
+        std::setlocale(LC_CTYPE, "C.UTF-8");
+    }
     // A closed pipe is an error of writing, not a sudden death.
     std::signal(SIGPIPE, SIG_IGN);
     try {

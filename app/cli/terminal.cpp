@@ -74,7 +74,7 @@ void ProgressLine::show(std::string_view what, double fraction, double seconds_l
     if (!useful) return;
     std::string line(what);
     line += format(" %3.0f %%", 100.0 * std::clamp(fraction, 0.0, 1.0));
-    if (seconds_left >= 0.0) line += ", " + duration(seconds_left) + " left";
+    if (seconds_left > 0.0) line += ", " + duration(seconds_left) + " left";
     if (line == shown_) return;
     std::fprintf(stderr, "\r\x1b[K%s", line.c_str());
     std::fflush(stderr);
