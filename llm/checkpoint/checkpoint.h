@@ -38,6 +38,7 @@ struct CheckpointSummary {
     std::int64_t active_parameters = 0;  // for a token, without embedding and head
     std::int64_t bytes = 0;
     std::int64_t shards = 0;
+    std::vector<std::string> problems;  // odd but harmless, a sentence each
 };
 
 class Checkpoint final : public WeightSource {
@@ -52,9 +53,12 @@ class Checkpoint final : public WeightSource {
     HostTensor tensor(std::string_view name) const override;
     CheckpointSummary summary() const;
     /// 128 bits as 32 hex digits over configuration, tensor names, types, shapes, and samples of
-    /// the data: names the model in saved states.
+    /// the data: names the model in saved states. Computed by the first call, which reads at most
+    /// 4 MiB. Errors: kIo.
     const std::string& fingerprint() const;
-    /// Throws kIo when a shard's size, time or identity changed since it was opened.
+    /// Throws kIo when a shard's size, time or identity changed since it was opened, or when part
+    /// of it could not be read. Bytes that vanish under the mapping read as zeros rather than end
+    /// the process, so ask this before a result that was computed from them is shown.
     void check_unchanged() const;
 
   private:

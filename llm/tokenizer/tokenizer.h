@@ -2,6 +2,7 @@
 // SentencePiece .model files. Immutable after loading; usable from several threads.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -23,6 +24,13 @@ class Tokenizer {
     /// by a user is encoded as the characters. Invalid UTF-8 is encoded byte for byte.
     /// Errors: kInput when the text is larger than 4 GiB.
     virtual std::vector<TokenId> encode(std::string_view text) const = 0;
+
+    /// The same, and for each of `ends` (ascending offsets into text) how many leading ids stay as
+    /// they are whatever text follows text[0, end) instead: settled gets ends.size() counts,
+    /// ascending, never too large. This base form does not look inside and counts 0.
+    virtual std::vector<TokenId> encode_settled(std::string_view text,
+                                                std::span<const std::size_t> ends,
+                                                std::vector<std::size_t>& settled) const;
 
     /// The bytes that an id stands for; empty for special tokens and ids without an entry.
     virtual std::string_view bytes(TokenId id) const = 0;
