@@ -29,7 +29,8 @@ struct Findings {
     std::optional<llm::CheckpointSummary> summary;
     std::string fingerprint;
     std::optional<std::int64_t> tokenizer_size;
-    std::vector<std::string> problems;
+    std::vector<std::string> notes;     // odd but harmless
+    std::vector<std::string> problems;  // what keeps the model from being used
 };
 
 template <typename Step>
@@ -50,6 +51,7 @@ Findings look_at(const std::string& folder) {
         attempt(findings, [&] {
             const auto checkpoint = llm::Checkpoint::open(folder);
             findings.summary = checkpoint->summary();
+            findings.notes = findings.summary->problems;
             findings.fingerprint = checkpoint->fingerprint();
         });
     }
@@ -114,6 +116,7 @@ std::string as_json(const Findings& findings) {
         object["dtypes"] = parts_json(summary.dtypes);
     }
     if (findings.tokenizer_size) object["tokenizer_size"] = *findings.tokenizer_size;
+    object["notes"] = findings.notes;
     object["problems"] = findings.problems;
     return object.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
@@ -170,8 +173,10 @@ void print(const Findings& findings) {
         print_parts(output, "part", findings.summary->parts);
         print_parts(output, "type", findings.summary->dtypes);
     }
-    output.write(findings.problems.empty() ? "\nproblems     none\n" : "\nproblems\n");
-    for (const std::string& problem : findings.problems) output.write("  " + problem + "\n");
+    output.write("\n");
+    for (const std::string& line : findings.notes) output.write("note         " + line + "\n");
+    for (const std::string& line : findings.problems) output.write("problem      " + line + "\n");
+    if (findings.problems.empty()) output.write("problems     none\n");
 }
 
 int run_inspect(const InspectOptions& options) {

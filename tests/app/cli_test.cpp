@@ -7,6 +7,7 @@
 #include <QTest>
 
 #include "cli_runner.h"
+#include "tests/llm/fake_checkpoint.h"
 
 using longview::test::CliResult;
 using longview::test::run_cli;
@@ -59,6 +60,7 @@ class CliTest : public QObject {
     void neverMakesSpecialTokensOfText();
     void inspectsTheDemoModel();
     void inspectsAsJson();
+    void inspectsAModelOfTheRealSize();
     void listsEveryProblemOfADamagedModel();
     void reportsAFullDisk();
 };
@@ -242,6 +244,22 @@ void CliTest::inspectsAsJson() {
         QCOMPARE(bytes, object["bytes"].toInteger());
         QCOMPARE(parameters, object["parameters"].toInteger());
     }
+}
+
+void CliTest::inspectsAModelOfTheRealSize() {
+    const QTemporaryDir folder;
+    longview::test::write_sparse_checkpoint(folder.path().toStdString(),
+                                            longview::test::published_config(), 413);
+    for (const QString name : {"tokenizer.json", "tokenizer_config.json"}) {
+        QVERIFY(QFile::copy(LONGVIEW_DEMO_MODEL "/" + name, folder.filePath(name)));
+    }
+    const CliResult result = run_cli({"inspect", folder.path()});
+    QVERIFY2(result.out.contains("80: 70 lightning attention, 10 softmax attention"),
+             result.out.constData());
+    QVERIFY(result.out.contains("456,437,219,328, of which 45,944,920,064 work on a token"));
+    QVERIFY(result.out.contains("850.2 GiB (912,874,438,656 bytes) in 8,637 tensors, 413 files"));
+    QCOMPARE(result.err, QByteArray());
+    QCOMPARE(result.status, 0);
 }
 
 void CliTest::listsEveryProblemOfADamagedModel() {
