@@ -28,6 +28,9 @@ struct Blocking {
     }
     /// Most rows in a piece, for arrays of row pointers.
     static constexpr std::int64_t kMaxRows = 96;
+    /// Most outputs in a piece whose inputs are cut into blocks.
+    static constexpr std::int64_t kMaxOutputs = 48;
+    bool blocked() const;
 };
 
 /// out[r * stride + i] = w[first + i] . x[r] for r in [0, rows), i in [0, count).

@@ -24,11 +24,11 @@ const char* category_name(Category category) {
     return "bug";
 }
 
-void check_failed(const char* condition, const char* why, const std::source_location& where) {
+void check_failed(const char* condition, const char* why, const char* file, int line) {
     throw Error(Category::kBug,
-                std::string("internal error: ") + why + " (" + condition + " at " +
-                    where.file_name() + ":" + std::to_string(where.line()) + ")",
-                {{"file", where.file_name()}, {"line", std::to_string(where.line())}});
+                std::string("internal error: ") + why + " (" + condition + " at " + file + ":" +
+                    std::to_string(line) + ")",
+                {{"file", file}, {"line", std::to_string(line)}});
 }
 
 }  // namespace longview

@@ -9,6 +9,7 @@
 #include "kernels/runtime/cancel.h"
 #include "kernels/runtime/thread_pool.h"
 #include "tests/kernels/attention_check.h"
+#include "tests/kernels/instruction_sets.h"
 
 using namespace longview;
 using namespace longview::kernels;
@@ -250,6 +251,22 @@ class LightningTest : public QObject {
                 QVERIFY(same_bits(one.state, more.state));
             }
         }
+    }
+
+    void matchesTheRecurrenceOnEveryInstructionSet() {
+        on_each_instruction_set([](const char* name) {
+            for (const int dim : {13, 16, 72}) {
+                const Problem p = make_problem(130, 3, dim, 5, kSlopes);
+                const Result whole = run(p, {130}, 2);
+                QVERIFY2(whole.intact, name);
+                const QString miss = misses_of(p, whole, 1);
+                QVERIFY2(miss.isEmpty(), qPrintable(name + (": " + miss)));
+                const Result parts = run(p, {59, 64, 7}, 1);
+                QVERIFY2(same_bits(whole.out, parts.out), name);
+                QVERIFY2(same_bits(whole.state, parts.state), name);
+                QVERIFY2(same_bits(whole.out, run(p, {130}, 7).out), name);
+            }
+        });
     }
 
     void refusesBrokenShapes() {

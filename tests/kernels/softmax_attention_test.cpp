@@ -9,6 +9,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/runtime/cancel.h"
 #include "kernels/runtime/thread_pool.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/kv_check.h"
 
 using namespace longview;
@@ -241,6 +242,18 @@ class SoftmaxAttentionTest : public QObject {
     void doesNothingForZeroRows() {
         const Problem p(0, 5, 2, 1, 8);
         QVERIFY(run(p, {0}, 2).empty());
+    }
+
+    void matchesTheFormulaOnEveryInstructionSet() {
+        on_each_instruction_set([](const char* name) {
+            for (const DType dtype : {DType::kF32, DType::kBF16}) {
+                const Problem p(70, 1000, 4, 2, 21, 16, dtype);
+                const std::vector<float> whole = run(p, {70}, 2);
+                const QString miss = misses_of(p, whole);
+                QVERIFY2(miss.isEmpty(), qPrintable(name + (": " + miss)));
+                QVERIFY2(same_bits(whole, run(p, {1, 23, 46}, 1)), name);
+            }
+        });
     }
 
     void refusesBrokenShapes() {

@@ -8,6 +8,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/runtime/thread_pool.h"
 #include "tests/kernels/attention_check.h"
+#include "tests/kernels/instruction_sets.h"
 
 using namespace longview;
 using namespace longview::kernels;
@@ -260,6 +261,14 @@ class VitTest : public QObject {
         const Attention a(3, 145, 2, 24);
         const std::vector<float> one = run(a, 1);
         for (const int threads : {2, 3, 5}) QVERIFY(same_bits(one, run(a, threads)));
+    }
+
+    void attentionMatchesTheFormulaOnEveryInstructionSet() {
+        on_each_instruction_set([](const char* name) {
+            const Attention a(2, 145, 2, 20);
+            const QString miss = misses_of(a, run(a, 2));
+            QVERIFY2(miss.isEmpty(), qPrintable(name + (": " + miss)));
+        });
     }
 
     void patchesMatchTheFormula_data() {

@@ -1,14 +1,20 @@
 #include "llm/checkpoint/checkpoint.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <QCoreApplication>
 #include <QCryptographicHash>
 #include <QElapsedTimer>
 #include <QFile>
+#include <QProcess>
 #include <QTemporaryDir>
 #include <QTest>
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <thread>
@@ -49,6 +55,23 @@ CheckpointSummary::Part part(const std::vector<CheckpointSummary::Part>& parts,
         if (candidate.name == name) return candidate;
     }
     return {};
+}
+
+constexpr const char* kReadLostPage = "--read-lost-page";
+
+/// In a process of its own, without Qt's signal handlers: reads beyond the end of a mapping that
+/// is not guarded, while another one is.
+int read_lost_page(const fs::path& path) {
+    test::write_file(path, std::string(8192, 'x'));
+    const llm::MappedFile guarded(path);
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    void* const unguarded = mmap(nullptr, 8192, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (unguarded == MAP_FAILED) return 0;
+    fs::resize_file(path, 0);
+    const char byte = *static_cast<volatile const char*>(unguarded);
+    std::printf("survived %d\n", byte);
+    return 0;
 }
 
 /// A folder with a tiny checkpoint of three shards, gone at the end of the test.
@@ -95,6 +118,7 @@ class CheckpointTest : public QObject {
     void fingerprintNamesContentAndNotPackaging();
     void noticesChangedFiles();
     void truncationUnderTheMappingReadsAsZeros();
+    void otherBusErrorsStillEndTheProcess();
     void hugeSparseFilesAreRefusedByTheirHeader();
     void refusesToReadMoreThanAsked();
 };
@@ -509,6 +533,17 @@ void CheckpointTest::truncationUnderTheMappingReadsAsZeros() {
     LONGVIEW_VERIFY_ERROR(untouched.check_unchanged(), ({"io:", "had 262144 bytes"}));
 }
 
+void CheckpointTest::otherBusErrorsStillEndTheProcess() {
+    const QTemporaryDir folder;
+    QProcess process;
+    process.start(QCoreApplication::applicationFilePath(),
+                  {kReadLostPage, folder.filePath(QStringLiteral("file"))});
+    QVERIFY(process.waitForFinished());
+    // By the signal, or by the report of a sanitizer.
+    QVERIFY(process.exitStatus() == QProcess::CrashExit || process.exitCode() != 0);
+    QVERIFY2(!process.readAllStandardOutput().contains("survived"), "the read went through");
+}
+
 void CheckpointTest::hugeSparseFilesAreRefusedByTheirHeader() {
     const QTemporaryDir folder;
     const fs::path path = fs::path(folder.path().toStdString()) / "file";
@@ -539,5 +574,13 @@ void CheckpointTest::refusesToReadMoreThanAsked() {
     LONGVIEW_VERIFY_ERROR(llm::read_whole_file("/dev/zero", 4), ({"is not a regular file"}));
 }
 
-QTEST_GUILESS_MAIN(CheckpointTest)
+int main(int argc, char** argv) {
+    if (argc == 3 && QLatin1String(argv[1]) == QLatin1String(kReadLostPage)) {
+        return read_lost_page(argv[2]);
+    }
+    const QCoreApplication application(argc, argv);
+    CheckpointTest checkpoint_test;
+    return QTest::qExec(&checkpoint_test, argc, argv);
+}
+
 #include "checkpoint_test.moc"

@@ -218,6 +218,7 @@ void ConfigTest::refusesBadValues_data() {
     text("rotary_dim", "63", "is 63; an even number");
     text("num_experts_per_tok", "33", "is 33; a whole number from 1 to 32 is expected");
     text("num_local_experts", "2000", "is 2000; a whole number from 1 to 1024");
+    text("num_local_experts", "1024", "times num_hidden_layers is 81920 experts; at most 80000");
     text("vocab_size", "2000000000", "is 2000000000; a whole number");
     text("intermediate_size", "-1", "is -1; a whole number");
     text("attn_type_list", "7", "is 7; a list is expected");

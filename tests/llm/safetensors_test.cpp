@@ -252,7 +252,7 @@ void SafetensorsTest::refusesTooManyTensors() {
                   R"(":{"dtype":"F32","shape":[0],"data_offsets":[0,0]})";
     }
     LONGVIEW_VERIFY_ERROR(read(file_of(header + "}")),
-                          ({"input:", "the header names more than 1000000 tensors"}));
+                          ({"input:", "the header names more than 250000 tensors"}));
 }
 
 void SafetensorsTest::everyTruncationOfARealHeaderIsRefused() {
@@ -261,8 +261,9 @@ void SafetensorsTest::everyTruncationOfARealHeaderIsRefused() {
     for (std::size_t size = 0; size < header.size(); ++size) {
         // The file ends here ...
         LONGVIEW_VERIFY_ERROR(read(header.substr(0, size)), ({"input: ", kName}));
-        // ... or the length says that the header does.
-        if (size < 8) continue;
+        // ... or the length says that the header does; further on the same cuts come again, and a
+        // fifth of them is enough.
+        if (size < 8 || (size > 2500 && size % 5 != 0)) continue;
         LONGVIEW_VERIFY_ERROR(read(with_length(header.substr(8, size - 8), size - 8)),
                               ({"input: ", kName}));
     }
