@@ -15,6 +15,7 @@ enum Tag : std::uint32_t {
     kHeight = 257,
     kBits = 258,
     kCompression = 259,
+    kPhotometric = 262,
     kOrientation = 274,
     kStripOffsets = 273,
     kSamples = 277,
@@ -124,6 +125,13 @@ void check_compression(const FileView& file, std::uint32_t compression) {
         file.unsupported("compression " + std::to_string(compression));
 }
 
+void check_colors(const FileView& file, std::uint32_t photometric) {
+    // Grey either way round, RGB, palette, CMYK, YCbCr.
+    const std::uint32_t known[] = {0, 1, 2, 3, 5, 6};
+    if (std::find(std::begin(known), std::end(known), photometric) == std::end(known))
+        file.unsupported("colour space " + std::to_string(photometric));
+}
+
 /// All strips or tiles lie inside the file.
 void check_data(const FileView& file, const Directory& directory) {
     const bool tiled = directory.find(kTileWidth).has_value();
@@ -165,6 +173,7 @@ TiffLayout read_layout(const FileView& file) {
         file.unsupported(std::to_string(b) + " bits a channel");
     if (directory.number(kSampleFormat, 1) != 1) file.unsupported("signed or fractional pixels");
     check_compression(file, directory.number(kCompression, 1));
+    check_colors(file, directory.required(kPhotometric, "colour space"));
     check_data(file, directory);
     if (const auto orientation = directory.find(kOrientation)) {
         const std::uint32_t value = directory.number(*orientation);
