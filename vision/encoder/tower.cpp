@@ -13,7 +13,7 @@ namespace {
 // is 170 MB in fp32.
 constexpr std::int64_t kMostTilesAtOnce = 8;
 
-void check_config(const VisionConfig& c, const PreprocessConfig& p) {
+const VisionConfig& checked(const VisionConfig& c, const PreprocessConfig& p) {
     const bool sizes = c.hidden_size > 0 && c.intermediate_size > 0 && c.num_hidden_layers > 0 &&
                        c.num_attention_heads > 0 && c.hidden_size % c.num_attention_heads == 0 &&
                        c.patch_size > 0 && c.image_size % c.patch_size == 0 && c.num_channels == 3;
@@ -28,6 +28,7 @@ void check_config(const VisionConfig& c, const PreprocessConfig& p) {
                                           std::to_string(p.tile_size) +
                                           "; the files do not belong together");
     }
+    return c;
 }
 
 }  // namespace
@@ -69,7 +70,7 @@ struct Tower::Scratch {
 Tower::Tower(kernels::Backend& backend, const VisionConfig& config,
              const PreprocessConfig& preprocess, const WeightReader& reader)
     : backend_(backend),
-      config_((check_config(config, preprocess), config)),
+      config_(checked(config, preprocess)),
       preprocess_(preprocess),
       patch_weight_(reader.matrix(
           "embeddings.patch_embedding.weight",

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <opencv2/core/utils/logger.hpp>
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 
@@ -55,6 +56,8 @@ extern "C" __attribute__((visibility("default"))) int longview_imgcodecs_decode_
     const unsigned char* file, std::size_t size, LongviewAllocatePixels allocate, void* context,
     char* error, std::size_t error_size) {
     try {
+        // The caller reports what goes wrong; OpenCV would print it as well.
+        cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
         decode(file, size, allocate, context);
         return 0;
     } catch (const std::exception& e) {

@@ -92,6 +92,16 @@ void* stb_realloc(void* p, std::size_t old_size, std::size_t size) {
 #endif
 
 namespace longview::vision {
+namespace {
+
+/// stb_image leaves no reason behind everywhere, or that of another format's test.
+std::string failure_reason() {
+    const char* const reason = stbi_failure_reason();
+    if (reason == nullptr || std::strcmp(reason, "bad png sig") == 0) return "its data is corrupt";
+    return reason;
+}
+
+}  // namespace
 
 Pixels decode_with_stb(const std::vector<std::uint8_t>& clean, int channels,
                        std::size_t budget_bytes, const FileView& file) {
@@ -99,6 +109,7 @@ Pixels decode_with_stb(const std::vector<std::uint8_t>& clean, int channels,
                    "picture files are limited to 512 MiB");
     stb_bytes_left = budget_bytes;
     stb_refused = stb_exhausted = false;
+    stbi__g_failure_reason = nullptr;
     Pixels out;
     out.channels = channels;
     int stored_channels = 0;
@@ -111,7 +122,7 @@ Pixels decode_with_stb(const std::vector<std::uint8_t>& clean, int channels,
                                                "; close other programs or make it smaller");
         }
         if (stb_refused) file.damaged("it unpacks to more data than its size allows");
-        file.damaged(stbi_failure_reason());
+        file.damaged(failure_reason());
     }
     out.data = Buffer(data,
                       static_cast<std::size_t>(out.width) * static_cast<std::size_t>(out.height) *

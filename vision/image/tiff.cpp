@@ -15,10 +15,12 @@ enum Tag : std::uint32_t {
     kHeight = 257,
     kBits = 258,
     kCompression = 259,
+    kPhotometric = 262,
     kOrientation = 274,
     kStripOffsets = 273,
     kSamples = 277,
     kStripBytes = 279,
+    kPlanes = 284,
     kTileWidth = 322,
     kTileHeight = 323,
     kTileOffsets = 324,
@@ -124,6 +126,19 @@ void check_compression(const FileView& file, std::uint32_t compression) {
         file.unsupported("compression " + std::to_string(compression));
 }
 
+void check_colors(const FileView& file, std::uint32_t photometric, std::uint32_t bits,
+                  bool planes) {
+    // Grey either way round, RGB, palette, CMYK, YCbCr.
+    const std::uint32_t known[] = {0, 1, 2, 3, 5, 6};
+    if (std::find(std::begin(known), std::end(known), photometric) == std::end(known))
+        file.unsupported("colour space " + std::to_string(photometric));
+    // libtiff converts 8-bit colours of any kind; OpenCV takes 16-bit ones as they lie there.
+    if (bits != 16) return;
+    if (photometric != 1 && photometric != 2)
+        file.unsupported("16 bits in colour space " + std::to_string(photometric));
+    if (planes) file.unsupported("16 bits in separate planes");
+}
+
 /// All strips or tiles lie inside the file.
 void check_data(const FileView& file, const Directory& directory) {
     const bool tiled = directory.find(kTileWidth).has_value();
@@ -165,6 +180,8 @@ TiffLayout read_layout(const FileView& file) {
         file.unsupported(std::to_string(b) + " bits a channel");
     if (directory.number(kSampleFormat, 1) != 1) file.unsupported("signed or fractional pixels");
     check_compression(file, directory.number(kCompression, 1));
+    check_colors(file, directory.required(kPhotometric, "colour space"), layout.bits,
+                 layout.samples > 1 && directory.number(kPlanes, 1) != 1);
     check_data(file, directory);
     if (const auto orientation = directory.find(kOrientation)) {
         const std::uint32_t value = directory.number(*orientation);
