@@ -71,10 +71,10 @@ struct LinearResidualParams {
     ConstMatrix in;                    // [n, in]
     const float* norm_gain = nullptr;  // [in], null: no norm
     float norm_eps = 0.0F;
-    ConstMatrix gate;  // [n, in] factors, without data: 1
+    ConstMatrix gate;             // [n, in] factors, without data: 1
     WeightView weight;            // [out, in]
     const float* bias = nullptr;  // [out] or null
-    ConstMatrix skip;  // [n, out]; may be out itself
+    ConstMatrix skip;             // [n, out]; may be out itself
     float alpha = 1.0F;
     float beta = 1.0F;
     Matrix out;  // [n, out]
@@ -89,7 +89,7 @@ struct LightningParams {
     const float* slopes = nullptr;  // [heads], positive
     float* state = nullptr;         // [heads, head_dim (k), head_dim (v)], updated in place
     std::int64_t position = 0;      // of the first row; tiles are aligned to it
-    Matrix out;  // [n, heads * head_dim]
+    Matrix out;                     // [n, heads * head_dim]
 };
 
 /// One layer's keys and values in pages of page_tokens positions. In a page, this layer's part
@@ -133,8 +133,8 @@ struct RouteParams {
     ConstMatrix x;  // [n, hidden]
     const float* gain = nullptr;
     float eps = 0.0F;
-    Matrix normed;     // [n, hidden] receives v
-    WeightView gate;   // [experts, hidden], kF32
+    Matrix normed;    // [n, hidden] receives v
+    WeightView gate;  // [experts, hidden], kF32
     int top_k = 0;
     std::int32_t* ids = nullptr;  // [n, top_k]
     float* weights = nullptr;     // [n, top_k]

@@ -27,7 +27,9 @@ float* Context::scratch(int thread, std::size_t count) {
     return at_least(per_thread[static_cast<std::size_t>(thread)], count);
 }
 
-float* Context::shared_scratch(std::size_t count) { return at_least(shared, count); }
+float* Context::shared_scratch(std::size_t count) {
+    return at_least(shared, count);
+}
 
 }  // namespace cpu
 
@@ -62,8 +64,8 @@ class CpuBackend final : public Backend {
         DeviceInfo info;
         info.kind = "cpu";
         const int threads = context_.pool.size();
-        info.name = cpu_model() + ", " + std::to_string(threads) +
-                    (threads == 1 ? " thread" : " threads");
+        info.name =
+            cpu_model() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
         info.memory_total_bytes = static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                                   static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
         info.memory_free_bytes = available_memory_bytes();
@@ -102,8 +104,8 @@ class CpuBackend final : public Backend {
     void embed(const WeightView& table, std::span<const std::int32_t> ids, Matrix out) override {
         cpu::embed(context_, table, ids, out);
     }
-    void gather_rows(ConstMatrix table, const float* fallback,
-                     std::span<const std::int32_t> index, Matrix out) override {
+    void gather_rows(ConstMatrix table, const float* fallback, std::span<const std::int32_t> index,
+                     Matrix out) override {
         cpu::gather_rows(context_, table, fallback, index, out);
     }
     void norm_linear(const NormLinearParams& p) override { cpu::norm_linear(context_, p); }

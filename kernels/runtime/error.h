@@ -2,7 +2,6 @@
 // catch it and show category and sentence.
 #pragma once
 
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -41,14 +40,12 @@ class Error : public std::runtime_error {
     Context context_;
 };
 
-[[noreturn]] void check_failed(const char* condition, const char* why,
-                               const std::source_location& where);
+[[noreturn]] void check_failed(const char* condition, const char* why, const char* file, int line);
 
 }  // namespace longview
 
 /// Broken precondition of our own: throws Error of Category::kBug. Never for user input.
-#define LONGVIEW_CHECK(condition, why)                                                         \
-    do {                                                                                       \
-        if (!(condition))                                                                      \
-            ::longview::check_failed(#condition, why, std::source_location::current());        \
+#define LONGVIEW_CHECK(condition, why)                                                   \
+    do {                                                                                 \
+        if (!(condition)) ::longview::check_failed(#condition, why, __FILE__, __LINE__); \
     } while (false)

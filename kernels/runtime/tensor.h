@@ -10,7 +10,9 @@ namespace longview {
 
 enum class DType : std::uint8_t { kF32, kF16, kBF16 };
 
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+constexpr std::size_t size_of(DType dtype) {
+    return dtype == DType::kF32 ? 4 : 2;
+}
 constexpr const char* dtype_name(DType dtype) {
     return dtype == DType::kF32 ? "F32" : dtype == DType::kF16 ? "F16" : "BF16";
 }
@@ -25,7 +27,8 @@ struct Matrix {
 
     explicit operator bool() const { return data != nullptr; }
     std::byte* row(std::int64_t r) const {
-        return static_cast<std::byte*>(data) + r * stride * static_cast<std::int64_t>(size_of(dtype));
+        return static_cast<std::byte*>(data) +
+               r * stride * static_cast<std::int64_t>(size_of(dtype));
     }
     /// The rows [first, first + count).
     Matrix slice(std::int64_t first, std::int64_t count) const {

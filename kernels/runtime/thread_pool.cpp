@@ -99,9 +99,13 @@ ThreadPool::~ThreadPool() {
     for (std::thread& thread : state_->threads) thread.join();
 }
 
-int ThreadPool::size() const { return static_cast<int>(state_->threads.size()) + 1; }
+int ThreadPool::size() const {
+    return static_cast<int>(state_->threads.size()) + 1;
+}
 
-void ThreadPool::set_cancel_flag(const CancelFlag* flag) { state_->cancel = flag; }
+void ThreadPool::set_cancel_flag(const CancelFlag* flag) {
+    state_->cancel = flag;
+}
 
 void ThreadPool::parallel_for(std::int64_t count, std::int64_t grain,
                               const std::function<void(std::int64_t, std::int64_t, int)>& body) {

@@ -15,8 +15,8 @@ namespace longview {
 struct HostTensor {
     const void* data = nullptr;
     DType dtype = DType::kBF16;
-    int rank = 0;                            // 1..4
-    std::array<std::int64_t, 4> shape{};     // shape[0..rank)
+    int rank = 0;                         // 1..4
+    std::array<std::int64_t, 4> shape{};  // shape[0..rank)
 
     std::int64_t count() const {
         std::int64_t n = 1;

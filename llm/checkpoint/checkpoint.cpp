@@ -137,6 +137,7 @@ struct Checkpoint::Impl {
     void check_shards_against_index(const ShardIndex& index) const;
     void locate_tensors(const std::map<std::string_view, const TensorSpec*>& expected);
     void note_problems(const ShardIndex& index);
+    void set_read_ahead(bool on) const;
     HostTensor host_tensor(const Located& located) const;
 };
 
@@ -159,6 +160,11 @@ void Checkpoint::Impl::open_all() {
     locate_tensors(expected);
     note_problems(index);
     for (const Shard& shard : shards) shard.file.check_unchanged();
+    set_read_ahead(true);
+}
+
+void Checkpoint::Impl::set_read_ahead(bool on) const {
+    for (const Shard& shard : shards) shard.file.set_read_ahead(on);
 }
 
 /// The index, or what it would be for a single file, which is then opened.
@@ -361,10 +367,12 @@ CheckpointSummary Checkpoint::summary() const {
 
 const std::string& Checkpoint::fingerprint() const {
     std::call_once(impl_->fingerprint_made, [this] {
+        impl_->set_read_ahead(false);
         Fingerprint digest(impl_->config, impl_->tensors.size());
         for (const Impl::Located& located : impl_->tensors) {
             digest.add(located.stored.name, impl_->host_tensor(located));
         }
+        impl_->set_read_ahead(true);
         check_unchanged();
         impl_->fingerprint = digest.hex();
     });

@@ -109,6 +109,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
                  " model files are open");
     }
     data_ = static_cast<std::byte*>(data);
+    set_read_ahead(false);
 }
 
 MappedFile::~MappedFile() {
@@ -123,6 +124,11 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
       guard_slot_(std::exchange(other.guard_slot_, -1)) {}
+
+void MappedFile::set_read_ahead(bool on) const {
+    // Advice only: a refusal changes nothing but speed.
+    if (data_ != nullptr) madvise(data_, size_, on ? MADV_NORMAL : MADV_RANDOM);
+}
 
 bool MappedFile::damaged() const {
     return bus_guard::faulted(guard_slot_);

@@ -21,7 +21,7 @@ std::string read_whole_file(const std::filesystem::path& path, std::uint64_t max
 /// whoever computed with the data asks check_unchanged() before trusting the result.
 class MappedFile {
   public:
-    /// An empty file gives empty bytes().
+    /// An empty file gives empty bytes(). Starts without read-ahead.
     /// Errors: kNotFound, kInput (not a regular file), kIo, kMemory (no address space).
     explicit MappedFile(const std::filesystem::path& path);
     ~MappedFile();
@@ -32,6 +32,9 @@ class MappedFile {
 
     const std::filesystem::path& path() const { return path_; }
     std::span<const std::byte> bytes() const { return {data_, size_}; }
+    /// Whether the system reads ahead of an access (up to megabytes, as the disk is set up): right
+    /// for whole tensors, wasteful for headers and samples. Any thread.
+    void set_read_ahead(bool on) const;
     /// Whether zeros took the place of bytes that could not be read.
     bool damaged() const;
     /// Throws kIo naming the file when size, time or identity differ from when it was opened, or

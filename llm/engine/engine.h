@@ -2,7 +2,9 @@
 // where it computes is hidden. Callers: app/cli, app/server.
 //
 // Requests are answered one at a time in the order they came, on the engine's own thread; events
-// are delivered there too. submit() and cancel() may be called from any thread.
+// are delivered there too (those of a request cancelled while it waits: by cancel()'s thread).
+// All members may be called from any thread but the engine's own, where only submit() and
+// cancel() may be; the others wait for their turn behind the requests.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +25,9 @@ enum class DeviceChoice { kAuto, kCpu, kCuda };
 struct EngineOptions {
     std::filesystem::path model;  // checkpoint folder
     DeviceChoice device = DeviceChoice::kAuto;
-    int threads = 0;                      // CPU; 0: all the process may use
+    int threads = 0;                       // CPU; 0: all the process may use
     std::uint64_t memory_limit_bytes = 0;  // 0: what the machine has free
-    std::int64_t super_chunk_tokens = 0;  // 0: by plan
+    std::int64_t super_chunk_tokens = 0;   // 0: by plan
 };
 
 struct ModelInfo {
@@ -53,6 +55,8 @@ struct Message {
     std::string name;  // Role::kFunction
 };
 
+/// Order and meaning in kernels::SampleParams. The penalties look at the answer so far, not at the
+/// prompt: what stands in a document may be quoted as often as needed.
 struct SamplingOptions {
     float temperature = 0.0F;
     int top_k = 0;
@@ -94,9 +98,9 @@ struct Event {
     std::string text;
     // kFinished and kFailed
     FinishReason reason = FinishReason::kStop;
-    std::string error;           // kFailed: a sentence to act on
-    std::string error_category;  // kFailed
-    Statistics statistics;       // also filled on kProgress as far as known
+    std::string error;                   // kFailed: a sentence to act on
+    Category category = Category::kBug;  // kFailed
+    Statistics statistics;               // also filled on kProgress as far as known
 };
 
 using RequestId = std::uint64_t;

@@ -15,8 +15,8 @@ enum class Role { kSystem, kUser, kAssistant, kFunction };
 /// A piece of a message as the chat format sees it.
 struct ChatPart {
     enum class Kind { kText, kImage } kind = Kind::kText;
-    std::string text;                // kText
-    std::int64_t image_tokens = 0;   // kImage: positions the picture takes
+    std::string text;               // kText
+    std::int64_t image_tokens = 0;  // kImage: positions the picture takes
 };
 
 struct ChatMessage {

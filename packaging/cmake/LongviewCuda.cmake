@@ -14,7 +14,7 @@ if(NOT LONGVIEW_CUDA STREQUAL "OFF")
     endif()
 endif()
 if(LONGVIEW_HAVE_CUDA)
-    message(STATUS "CUDA ${CUDAToolkit_VERSION}: GPUs are listed and chosen at run time")
+    message(STATUS "CUDA ${CUDAToolkit_VERSION}: GPUs are looked for at run time")
 elseif(LONGVIEW_CUDA STREQUAL "ON")
     message(FATAL_ERROR "LONGVIEW_CUDA=ON, but no CUDA toolkit was found. Put nvcc on PATH, "
                         "set CUDAToolkit_ROOT, or use the preset 'cpu'.")

@@ -16,8 +16,8 @@ namespace longview::vision {
 class Encoder {
   public:
     /// Places the tower's and projector's weights. The source must outlive the encoder.
-    Encoder(kernels::Backend& backend, const VisionConfig& config, const PreprocessConfig& preprocess,
-            const WeightSource& weights);
+    Encoder(kernels::Backend& backend, const VisionConfig& config,
+            const PreprocessConfig& preprocess, const WeightSource& weights);
     ~Encoder();
 
     /// Writes the packed features of one picture (thumbnail, then the grid with a newline after

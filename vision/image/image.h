@@ -19,7 +19,8 @@ struct Image {
 
 enum class AlphaBackground { kWhite, kBlack };
 
-/// Limits are checked against the file's header, before pixels are allocated (notes-reliability 3.4).
+/// Limits are checked against the file's header, before pixels are allocated
+/// (notes-reliability 3.4).
 struct DecodeOptions {
     AlphaBackground background = AlphaBackground::kWhite;
     int max_side = 32768;

@@ -34,11 +34,11 @@ struct PreprocessConfig {
 
 /// Everything that follows from a picture's size.
 struct TilePlan {
-    Size image;    // original
-    Size canvas;   // chosen grid in pixels
-    Size resized;  // keep-ratio size inside the canvas
-    int offset_x = 0, offset_y = 0;  // of the resized picture on the canvas
-    int columns = 0, rows = 0;       // tiles
+    Size image;                                 // original
+    Size canvas;                                // chosen grid in pixels
+    Size resized;                               // keep-ratio size inside the canvas
+    int offset_x = 0, offset_y = 0;             // of the resized picture on the canvas
+    int columns = 0, rows = 0;                  // tiles
     int feature_columns = 0, feature_rows = 0;  // after un-padding, without the newline column
     int crop_x = 0, crop_y = 0;                 // patches dropped on the left / top
 

@@ -1,0 +1,37 @@
+// The golden prompts of the demo model, made by the independent reference (tests/data/golden).
+#pragma once
+
+#include <QByteArray>
+#include <QDir>
+#include <QFile>
+#include <QString>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace longview::testing {
+
+inline QString golden_folder() {
+    return QStringLiteral(LONGVIEW_TEST_DATA "/golden");
+}
+
+inline QStringList golden_names() {
+    return QDir(golden_folder()).entryList(QDir::Dirs | QDir::NoDotAndDotDot, QDir::Name);
+}
+
+inline nlohmann::json golden_json(const QString& name, const char* file = "golden.json") {
+    std::ifstream in((golden_folder() + "/" + name + "/" + file).toStdString());
+    return nlohmann::json::parse(in);
+}
+
+inline std::vector<float> golden_logits(const QString& name) {
+    QFile file(golden_folder() + "/" + name + "/logits.f32");
+    if (!file.open(QIODevice::ReadOnly)) return {};
+    const QByteArray bytes = file.readAll();
+    std::vector<float> values(static_cast<std::size_t>(bytes.size()) / sizeof(float));
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(values.data()));
+    return values;
+}
+
+}  // namespace longview::testing
