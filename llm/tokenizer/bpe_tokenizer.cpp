@@ -14,7 +14,7 @@ using nlohmann::json;
 // The largest published file has 35 MB and some 1.5 million values.
 constexpr JsonLimits kLimits{.max_bytes = std::size_t{128} << 20, .max_items = 8'000'000};
 constexpr std::size_t kMaxTextBytes = std::size_t{4} << 30;
-constexpr std::size_t kPiecesAtOnce = 512;
+constexpr std::size_t kPiecesAtOnce = 256;
 
 /// Refuses what would change the ids and is not applied; accepts what only adds tokens around.
 void check_post_processor(const json& config, std::string_view origin) {
@@ -249,7 +249,7 @@ class BpeTokenizer::Run {
             pieces_.clear();
             const std::size_t next =
                 tokenizer_.pre_tokenizer_.split(text, at, final, kPiecesAtOnce, pieces_);
-            for (const std::string_view piece : pieces_) encode_word(piece);
+            encode_words();
             if (next == at) break;
             at = next;
         }
@@ -260,9 +260,21 @@ class BpeTokenizer::Run {
         return tokenizer_.vocab_.byte_ids()[static_cast<unsigned char>(byte)];
     }
 
-    void encode_word(std::string_view word) {
+    /// The tables of a large vocabulary lie outside of the processor's nearest caches, so all
+    /// accesses are begun before the first is waited for.
+    void encode_words() {
+        hashes_.clear();
+        for (const std::string_view piece : pieces_) {
+            const std::uint64_t hash = hash_bytes(piece);
+            tokenizer_.vocab_.prefetch(hash);
+            cache_.prefetch(hash);
+            hashes_.push_back(hash);
+        }
+        for (std::size_t i = 0; i < pieces_.size(); ++i) encode_word(pieces_[i], hashes_[i]);
+    }
+
+    void encode_word(std::string_view word, std::uint64_t hash) {
         if (word.size() == 1) return ids_.push_back(byte_id(word[0]));
-        const std::uint64_t hash = hash_bytes(word);
         const TokenId id = tokenizer_.vocab_.find(word, hash);
         if (id >= 0 && (tokenizer_.ignore_merges_ || tokenizer_.is_whole(id))) {
             return ids_.push_back(id);
@@ -280,6 +292,7 @@ class BpeTokenizer::Run {
     std::size_t next_limit_ = 0;
     std::vector<TokenId> ids_;
     Pieces pieces_;
+    std::vector<std::uint64_t> hashes_;  // of pieces_
     WordCache cache_;
 };
 

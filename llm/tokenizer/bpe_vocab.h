@@ -38,6 +38,7 @@ class BpeVocab {
         return static_cast<TokenId>(by_bytes_.find(
             bytes, hash, [this](std::uint32_t id) { return view(entries_[id].bytes); }));
     }
+    void prefetch(std::uint64_t hash) const { by_bytes_.prefetch(hash); }
     TokenId find(std::string_view bytes) const { return find(bytes, hash_bytes(bytes)); }
     /// The token written like this in model.vocab ("Ġthe"), or -1.
     TokenId find_piece(std::string_view piece) const;

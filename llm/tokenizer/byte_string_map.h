@@ -1,6 +1,7 @@
 // Byte strings to numbers by open addressing. Private to llm/tokenizer.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -37,7 +38,9 @@ inline std::uint64_t hash_bytes(std::string_view text) {
     return mix(hash ^ tail, kOdd ^ 0xD1B54A32D192ED03ULL);
 }
 
-/// Maps strings kept elsewhere to their index there. The owner says how to get string `i`.
+/// Maps strings kept elsewhere to their index there. The owner says how to get string `i`. Short
+/// strings are kept in the table too, so that finding one costs a single access to memory, which
+/// prefetch() can begin early.
 class ByteStringMap {
   public:
     static constexpr std::uint32_t kNone = 0xFFFFFFFF;
@@ -46,13 +49,14 @@ class ByteStringMap {
     explicit ByteStringMap(std::size_t count = 0)
         : slots_(std::bit_ceil(count * 2 + 2)), mask_(slots_.size() - 1) {}
 
+    void prefetch(std::uint64_t hash) const { __builtin_prefetch(&slots_[hash & mask_]); }
+
     /// Index of `text`, or kNone. `string_at(i)` gives string i.
     template <typename StringAt>
     std::uint32_t find(std::string_view text, std::uint64_t hash, StringAt&& string_at) const {
         for (std::size_t at = hash & mask_;; at = (at + 1) & mask_) {
             const Slot& slot = slots_[at];
-            if (slot.index == kNone) return kNone;
-            if (slot.tag == tag_of(hash) && string_at(slot.index) == text) return slot.index;
+            if (slot.index == kNone || holds(slot, text, hash, string_at)) return slot.index;
         }
     }
 
@@ -63,20 +67,33 @@ class ByteStringMap {
         for (std::size_t at = hash & mask_;; at = (at + 1) & mask_) {
             Slot& slot = slots_[at];
             if (slot.index == kNone) {
-                slot = {tag_of(hash), index};
+                slot.tag = tag_of(hash);
+                slot.index = index;
+                slot.length = static_cast<std::uint8_t>(std::min(text.size(), kShort + 1));
+                std::memcpy(slot.text, text.data(), std::min(text.size(), kShort));
                 return kNone;
             }
-            if (slot.tag == tag_of(hash) && string_at(slot.index) == text) return slot.index;
+            if (holds(slot, text, hash, string_at)) return slot.index;
         }
     }
 
   private:
-    struct Slot {
+    static constexpr std::size_t kShort = 23;
+    struct alignas(32) Slot {  // two a cache line
         std::uint32_t tag = 0;
         std::uint32_t index = kNone;
+        std::uint8_t length = 0;  // kShort + 1: the text is longer, its beginning is here
+        char text[kShort] = {};
     };
     static std::uint32_t tag_of(std::uint64_t hash) {
         return static_cast<std::uint32_t>(hash >> 32);
+    }
+    template <typename StringAt>
+    static bool holds(const Slot& slot, std::string_view text, std::uint64_t hash,
+                      StringAt&& string_at) {
+        if (slot.tag != tag_of(hash)) return false;
+        if (slot.length > kShort) return string_at(slot.index) == text;
+        return slot.length == text.size() && std::memcmp(slot.text, text.data(), text.size()) == 0;
     }
 
     std::vector<Slot> slots_;

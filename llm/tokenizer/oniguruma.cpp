@@ -11,7 +11,9 @@ namespace longview::llm {
 namespace {
 
 constexpr std::size_t kMaxPatternBytes = 16384;  // the longest published one has under 1 KiB
-constexpr std::string_view kWordInClass = R"(\p{L}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWord = R"(\p{L}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWordClass = R"([\p{L}\p{M}\p{Nd}\p{Pc}])";
+constexpr std::string_view kNoWordClass = R"([^\p{L}\p{M}\p{Nd}\p{Pc}])";
 
 bool is_hex(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
@@ -123,8 +125,9 @@ class Translator {
         out_ += braces;
         // In Ruby's syntax a{1,3}+ repeats a{1,3}; to PCRE2 it would be possessive.
         if (next_is("+")) {
-            out_.insert(atom_, "(?:");
-            out_ += ")+";
+            const std::string repeated = out_.substr(atom_);
+            out_.resize(atom_);
+            out_ += "(?:" + repeated + ")+";
             ++at_;
         } else if (next_is("?") && !has_comma) {
             refuse("makes an exact count lazy, which is not supported");
@@ -144,11 +147,10 @@ class Translator {
             case 'D':
                 return replace(2, R"(\P{Nd})");
             case 'w':
-                return replace(2, in_class ? std::string(kWordInClass)
-                                           : '[' + std::string(kWordInClass) + ']');
+                return replace(2, in_class ? kWord : kWordClass);
             case 'W':
                 if (in_class) refuse(R"(uses \W inside a class, which is not supported)");
-                return replace(2, "[^" + std::string(kWordInClass) + ']');
+                return replace(2, kNoWordClass);
             case 'v':
                 return replace(2, R"(\x0B)");
             case 'u':

@@ -42,6 +42,10 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
         files.generation_config = {generation_text, generation.native()};
         return std::make_unique<BpeTokenizer>(files);
     }
+    const std::filesystem::path model = folder / "tokenizer.model";
+    if (std::filesystem::exists(model)) {
+        return parse_sentencepiece_tokenizer(read_whole_file(model, kMaxFileBytes), model.native());
+    }
     throw Error(Category::kNotFound,
                 folder.native() +
                     " has neither tokenizer.json nor tokenizer.model. Both come with "
