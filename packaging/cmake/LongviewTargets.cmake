@@ -65,7 +65,8 @@ function(longview_add_test area subject)
     target_link_libraries(${target} PRIVATE longview_settings Qt6::Test ${arg_LINK})
     target_compile_definitions(${target} PRIVATE
         LONGVIEW_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
-        LONGVIEW_DEMO_MODEL="${PROJECT_SOURCE_DIR}/resources/demo-model")
+        LONGVIEW_DEMO_MODEL="${PROJECT_SOURCE_DIR}/resources/demo-model"
+        $<$<BOOL:${LONGVIEW_SANITIZE}>:LONGVIEW_SANITIZED>)
     add_test(NAME ${area}.${subject} COMMAND ${target})
     if(NOT arg_TIMEOUT)
         set(arg_TIMEOUT 120)
@@ -77,7 +78,7 @@ function(longview_add_test area subject)
     set(labels ${area} ${arg_LABELS})
     set_tests_properties(${area}.${subject} PROPERTIES
         LABELS "${labels}" TIMEOUT ${arg_TIMEOUT}
-        ENVIRONMENT "QT_QPA_PLATFORM=offscreen;UBSAN_OPTIONS=print_stacktrace=1")
+        ENVIRONMENT "QT_QPA_PLATFORM=offscreen;QTEST_FUNCTION_TIMEOUT=1200000;UBSAN_OPTIONS=print_stacktrace=1")
 endfunction()
 
 # longview_add_fuzzer(NAME LINK lib... [CORPUS folder] [MAX_LEN bytes]): <name>_fuzz.cpp of the current
