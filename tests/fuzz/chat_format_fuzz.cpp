@@ -17,7 +17,8 @@ void require(bool condition) {
     if (!condition) std::abort();
 }
 
-/// Cuts the input into messages: bytes 1 to 4 begin a message of a role, 5 a text part, 6 a picture.
+/// Cuts the input into messages: bytes 1 to 4 begin a message of a role, 5 a text part, 6 a
+/// picture.
 std::vector<ChatMessage> messages_of(std::string_view input) {
     std::vector<ChatMessage> messages;
     for (const char c : input) {
@@ -49,10 +50,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
     std::size_t pictures = 0;
     for (const ChatMessage& message : messages) {
-        pictures += static_cast<std::size_t>(
-            std::count_if(message.parts.begin(), message.parts.end(), [](const ChatPart& part) {
-                return part.kind == ChatPart::Kind::kImage;
-            }));
+        pictures += static_cast<std::size_t>(std::count_if(
+            message.parts.begin(), message.parts.end(),
+            [](const ChatPart& part) { return part.kind == ChatPart::Kind::kImage; }));
     }
     const auto specials = static_cast<std::size_t>(
         std::count_if(prompt.ids.begin(), prompt.ids.end(),
