@@ -24,7 +24,7 @@ void layer_norm_row(const float* x, const float* gain, const float* bias, float 
 /// out = a * b
 void multiply_row(const float* a, const float* b, std::int64_t n, float* out);
 
-/// out = activation(x + bias); bias null: 0. Relative error below 1e-6 (with FMA).
+/// out = activation(x + bias); bias null: 0. Relative error below 1e-6.
 void activate_row(const float* x, const float* bias, Activation activation, std::int64_t n,
                   float* out);
 

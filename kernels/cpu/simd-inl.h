@@ -43,7 +43,22 @@ HWY_INLINE V load(const hwy::bfloat16_t* p) {
 #endif
 }
 HWY_INLINE V load(const hwy::float16_t* p) {
+#if HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM
     return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<hwy::float16_t, D>(), p));
+#else
+    // Without an instruction for it Highway takes infinity and NaN for numbers above 65504. The
+    // bits shifted into a float are 2^-112 of the value, and exact when multiplied back.
+    const hn::RebindToUnsigned<D> bits;
+    const hn::Rebind<std::uint16_t, D> halves;
+    const auto stored =
+        hn::PromoteTo(bits, hn::LoadU(halves, reinterpret_cast<const std::uint16_t*>(p)));
+    const auto sign = hn::ShiftLeft<16>(hn::And(stored, hn::Set(bits, 0x8000U)));
+    const auto size = hn::ShiftLeft<13>(hn::And(stored, hn::Set(bits, 0x7FFFU)));
+    const V value = hn::Mul(hn::BitCast(D(), size), hn::Set(D(), 0x1p112F));
+    const V special = hn::Or(value, hn::BitCast(D(), hn::Set(bits, 0x7F800000U)));
+    const V magnitude = hn::IfThenElse(hn::Ge(value, hn::Set(D(), 65536.0F)), special, value);
+    return hn::Or(magnitude, hn::BitCast(D(), sign));
+#endif
 }
 
 /// The first `count` of a vector's elements, the others zero.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/ops.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 using namespace longview;
@@ -127,5 +128,5 @@ class EmbeddingTest : public QObject {
     }
 };
 
-QTEST_GUILESS_MAIN(EmbeddingTest)
+LONGVIEW_KERNEL_TEST_MAIN(EmbeddingTest)
 #include "embedding_test.moc"

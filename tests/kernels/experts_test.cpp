@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/ops.h"
 #include "kernels/runtime/cancel.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 using namespace longview;
@@ -437,5 +438,5 @@ class ExpertsTest : public QObject {
     }
 };
 
-QTEST_GUILESS_MAIN(ExpertsTest)
+LONGVIEW_KERNEL_TEST_MAIN(ExpertsTest)
 #include "experts_test.moc"

@@ -6,6 +6,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/runtime/cancel.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 using namespace longview;
@@ -451,5 +452,5 @@ class LinearTest : public QObject {
     }
 };
 
-QTEST_GUILESS_MAIN(LinearTest)
+LONGVIEW_KERNEL_TEST_MAIN(LinearTest)
 #include "linear_test.moc"

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/ops.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 using namespace longview;
@@ -134,5 +135,5 @@ class NormTest : public QObject {
     }
 };
 
-QTEST_GUILESS_MAIN(NormTest)
+LONGVIEW_KERNEL_TEST_MAIN(NormTest)
 #include "norm_test.moc"

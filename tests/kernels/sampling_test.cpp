@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu/ops.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/reference.h"
 
 using namespace longview;
@@ -283,5 +284,5 @@ class SamplingTest : public QObject {
     }
 };
 
-QTEST_GUILESS_MAIN(SamplingTest)
+LONGVIEW_KERNEL_TEST_MAIN(SamplingTest)
 #include "sampling_test.moc"
