@@ -2,6 +2,9 @@
 // that mutations reach what lies behind them.
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -43,7 +46,8 @@ void repair_checksums(std::vector<std::byte>& file) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
     std::vector<std::byte> file(size - 1);
-    std::memcpy(file.data(), data + 1, size - 1);
+    std::transform(data + 1, data + size, file.begin(),
+                   [](std::uint8_t b) { return std::byte{b}; });
     if ((data[0] & 1) != 0) repair_checksums(file);
 
     static ThreadPool pool(1);
@@ -51,7 +55,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const ReadAt read = [&](std::uint64_t offset, void* to, std::size_t n) {
         if (offset > file.size() || n > file.size() - offset)
             throw Error(Category::kInput, "the file ends too early");
-        std::memcpy(to, file.data() + offset, n);
+        std::copy_n(file.begin() + static_cast<std::ptrdiff_t>(offset), n,
+                    static_cast<std::byte*>(to));
     };
     try {
         const std::string fingerprint(32, 'a');
