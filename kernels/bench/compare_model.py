@@ -51,7 +51,7 @@ def ours(cli, prompt, decode, threads):
     out = subprocess.run([cli, "bench", "--json", "--lengths", str(prompt), "--decode", str(decode),
                           "--threads", str(threads), "--model", MODEL],
                          check=True, capture_output=True, text=True).stdout
-    row = json.loads(out)["results"][0]
+    row = json.loads(out)["lengths"][0]
     return row["prefill_seconds"], row["decode_seconds"]
 
 
