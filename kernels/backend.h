@@ -8,11 +8,14 @@
 // Any operator accepts zero rows and then does nothing. Tensor rows need no particular alignment
 // beyond their element size.
 //
-// Reproducibility: a row's result does not depend on which other rows are in the call nor on the
-// number of threads, bit for bit (lightning attention: for splits at multiples of its tile).
+// Reproducibility: the same calls give the same bits at every run. On the CPU a row's result does
+// not depend on which other rows are in the call nor on the number of threads, bit for bit
+// (lightning attention: for splits at multiples of its tile); a GPU chooses other kernels for other
+// numbers of rows, which differ within rounding.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -206,6 +209,15 @@ struct SampleParams {
     std::uint64_t step = 0;
 };
 
+/// One step of writing: the token `id` is read at `position`.
+struct StepCall {
+    std::int32_t id = 0;
+    std::int64_t position = 0;
+    /// Equal numbers stand for the same buffers: a step that differs from an earlier one only in
+    /// id and position may be replayed from a recording of it.
+    std::uint64_t memory = 0;
+};
+
 class Backend {
   public:
     virtual ~Backend() = default;
@@ -215,6 +227,8 @@ class Backend {
     virtual DType activation_dtype() const = 0;
     /// Type of cached keys and values unless the caller wants another.
     virtual DType kv_dtype() const = 0;
+    /// Rows a prefill should hand over at once for full speed.
+    virtual std::int64_t preferred_chunk_tokens() const = 0;
     /// Long operators poll it and throw kCancelled; outputs are then undefined. Not owned.
     virtual void set_cancel_flag(const CancelFlag* flag) = 0;
 
@@ -238,6 +252,11 @@ class Backend {
     virtual void gather_rows(ConstMatrix table, const float* fallback,
                              std::span<const std::int32_t> index, Matrix out) = 0;
 
+    /// Runs `body`, which makes the operator calls of a decode step with one row: embed() of
+    /// call.id, attention at call.position. The body may be called or an equal recording replayed,
+    /// so it must do nothing else.
+    virtual void step(const StepCall& call, const std::function<void()>& body) = 0;
+
     // Text model.
     virtual void norm_linear(const NormLinearParams& p) = 0;
     virtual void linear_residual(const LinearResidualParams& p) = 0;
@@ -255,6 +274,15 @@ class Backend {
 
 /// The CPU backend on a pool that must outlive it.
 std::unique_ptr<Backend> make_cpu_backend(ThreadPool& pool);
+
+struct CudaBackendOptions {
+    int device = 0;                        // index among the visible GPUs
+    std::uint64_t memory_limit_bytes = 0;  // 0: as much as the card has
+};
+
+/// The CUDA backend on one GPU. Throws kUnsupported when the program was built without CUDA or the
+/// GPU is older than compute capability 8.0, kDevice when CUDA or cuBLAS cannot start.
+std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options = {});
 
 /// Positions at whose multiples the CPU form of lightning attention cuts its tiles.
 inline constexpr std::int64_t kLightningTile = 64;

@@ -73,6 +73,7 @@ class CpuBackend final : public Backend {
     }
     DType activation_dtype() const override { return DType::kF32; }
     DType kv_dtype() const override { return DType::kF32; }
+    std::int64_t preferred_chunk_tokens() const override { return 512; }
     void set_cancel_flag(const CancelFlag* flag) override { context_.pool.set_cancel_flag(flag); }
 
     Buffer allocate(std::size_t size_bytes) override { return allocate_host(size_bytes); }
@@ -108,6 +109,7 @@ class CpuBackend final : public Backend {
                      Matrix out) override {
         cpu::gather_rows(context_, table, fallback, index, out);
     }
+    void step(const StepCall&, const std::function<void()>& body) override { body(); }
     void norm_linear(const NormLinearParams& p) override { cpu::norm_linear(context_, p); }
     void linear_residual(const LinearResidualParams& p) override {
         cpu::linear_residual(context_, p);

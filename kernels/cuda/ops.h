@@ -20,6 +20,9 @@ void gather_rows(const Context& c, ConstMatrix table, const float* fallback,
 void convert(const Context& c, const void* from, DType from_dtype, void* to, DType to_dtype,
              std::int64_t count);
 
+/// *to = value, in the order of the stream.
+void set_step(const Context& c, StepInput* to, const StepInput& value);
+
 // norm.cu: y = norm(x), rows; y may be bf16 or fp32
 void rms_norm(const Context& c, ConstMatrix x, const float* gain, float eps, Matrix y);
 void layer_norm(const Context& c, ConstMatrix x, const float* gain, const float* bias, float eps,
@@ -46,7 +49,6 @@ void softmax_attention(const Context& c, const SoftmaxAttentionParams& p);
 void patch_embed(const Context& c, const PatchEmbedParams& p);
 void vit_attention(const Context& c, const VitAttentionParams& p);
 
-// sampling.cu; p.history is device memory. Writes the chosen id to *out (device memory).
-void sample(const Context& c, const SampleParams& p, std::int32_t* out);
+// sampling.cu: see sampling.h
 
 }  // namespace longview::kernels::cuda

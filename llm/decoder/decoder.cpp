@@ -277,13 +277,17 @@ PrefillResult Decoder::prefill(SequenceState& state, const PrefillInput& input) 
 const float* Decoder::step(SequenceState& state, std::int32_t id) {
     Impl& m = *impl_;
     const Matrix x = m.rows_of(m.step_row, 1);
-    m.backend.embed(m.weights.embedding(), {&id, 1}, x);
-    for (int l = 0; l < m.text.num_hidden_layers; ++l) {
-        const LayerWeights& w = m.weights.layer(l);
-        m.attention(l, w, state, state.position(), x, m.step_space);
-        m.feed_forward(w, x, m.step_space);
-    }
-    m.head(x);
+    const kernels::StepCall call{
+        .id = id, .position = state.position(), .memory = state.memory_id()};
+    m.backend.step(call, [&] {
+        m.backend.embed(m.weights.embedding(), {&id, 1}, x);
+        for (int l = 0; l < m.text.num_hidden_layers; ++l) {
+            const LayerWeights& w = m.weights.layer(l);
+            m.attention(l, w, state, state.position(), x, m.step_space);
+            m.feed_forward(w, x, m.step_space);
+        }
+        m.head(x);
+    });
     state.advance(1);
     return m.logits.as<float>();
 }

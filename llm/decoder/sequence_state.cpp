@@ -1,9 +1,18 @@
 #include "llm/decoder/sequence_state.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 namespace longview::llm {
+namespace {
+
+std::uint64_t fresh_memory_id() {
+    static std::atomic<std::uint64_t> last = 0;
+    return ++last;
+}
+
+}  // namespace
 
 std::size_t StateLayout::lightning_bytes() const {
     return std::size_t{4} * static_cast<std::size_t>(lightning_layers) *
@@ -74,6 +83,7 @@ void SequenceState::prepare(std::int64_t tokens) {
             changed = true;
         }
     }
+    if (changed || lightning != lightning_) memory_id_ = fresh_memory_id();
     lightning_ = std::move(lightning);
     pages_ = std::move(pages);
     if (changed) update_page_table();
@@ -110,6 +120,7 @@ SequenceState SequenceState::branch_at(std::int64_t position) const {
     LONGVIEW_CHECK(position >= 0, "a position before the beginning");
     SequenceState state(*backend_, layout_);
     state.position_ = position;
+    state.memory_id_ = fresh_memory_id();
     if (layout_.lightning_bytes() > 0)
         state.lightning_ = std::make_shared<Buffer>(backend_->allocate(layout_.lightning_bytes()));
     const std::int64_t needed = (position + layout_.page_tokens - 1) / layout_.page_tokens;

@@ -56,6 +56,10 @@ class SequenceState {
     /// Keys and values of the i-th softmax layer; valid until the next prepare().
     kernels::KvView kv(int i) const;
 
+    /// Equal for two states only when they use the same buffers: prepare() gives a new one whenever
+    /// it takes memory. What was recorded with these buffers can then be replayed.
+    std::uint64_t memory_id() const { return memory_id_; }
+
     /// A state at an earlier `position` that shares the pages of this one; its lightning part is
     /// fresh memory, which the caller fills through lightning().
     SequenceState branch_at(std::int64_t position) const;
@@ -71,6 +75,7 @@ class SequenceState {
     kernels::Backend* backend_;
     StateLayout layout_;
     std::int64_t position_ = 0;
+    std::uint64_t memory_id_ = 0;
     std::shared_ptr<Buffer> lightning_;  // null: all zero, nothing written yet
     std::vector<std::shared_ptr<Buffer>> pages_;
     std::shared_ptr<Buffer> page_table_;  // [pages] addresses, backend memory

@@ -32,16 +32,47 @@ std::string gigabytes(std::uint64_t bytes) {
     return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " GB";
 }
 
-void choose_device(const EngineOptions& options, ModelInfo& info) {
+/// Room on a device beside the weights: activations of a chunk, the state and what the driver keeps.
+constexpr std::uint64_t kDeviceWorkBytes = 3'000'000'000;
+
+std::unique_ptr<kernels::Backend> make_gpu_backend(const EngineOptions& options,
+                                                   std::uint64_t weight_bytes) {
+    auto backend = kernels::make_cuda_backend({.memory_limit_bytes = options.memory_limit_bytes});
+    const kernels::DeviceInfo device = backend->device();
+    const std::uint64_t need = weight_bytes + std::min(kDeviceWorkBytes, weight_bytes / 4);
+    if (need > device.memory_free_bytes)
+        throw Error(Category::kMemory,
+                    device.name + " has " + gigabytes(device.memory_free_bytes) +
+                        " free, and this model needs " + gigabytes(need) +
+                        " there. Close other programs that use it, or use --device cpu",
+                    {{"needed", std::to_string(need)},
+                     {"free", std::to_string(device.memory_free_bytes)}});
+    return backend;
+}
+
+/// The GPU where there is one that holds the model, else the CPU; `note` says why not the GPU.
+std::unique_ptr<kernels::Backend> make_backend(const EngineOptions& options, ThreadPool& pool,
+                                               std::uint64_t weight_bytes, std::string& note) {
+    if (options.device == DeviceChoice::kCpu) return kernels::make_cpu_backend(pool);
     const std::vector<CudaDevice> gpus = list_cuda_devices();
-    const std::string why = !built_with_cuda() ? "it was built without CUDA"
-                            : gpus.empty()     ? "no usable NVIDIA GPU was found"
-                                               : "it has no GPU kernels yet";
-    if (options.device == DeviceChoice::kCuda)
-        throw Error(Category::kUnsupported, "this program cannot compute on a GPU here: " + why +
-                                                ". Use --device cpu or --device auto");
-    if (options.device == DeviceChoice::kAuto && !gpus.empty())
-        info.device_note = gpus.front().name + " is not used: " + why;
+    const bool forced = options.device == DeviceChoice::kCuda;
+    if (gpus.empty()) {
+        if (forced)
+            throw Error(Category::kUnsupported,
+                        std::string("this program cannot compute on a GPU here: ") +
+                            (built_with_cuda() ? "no usable NVIDIA GPU was found"
+                                               : "it was built without CUDA") +
+                            ". Use --device cpu or --device auto");
+        return kernels::make_cpu_backend(pool);
+    }
+    try {
+        return make_gpu_backend(options, weight_bytes);
+    } catch (const Error& error) {
+        if (forced) throw;
+        note = gpus.front().name + " is not used, everything is computed on the CPU: " +
+               error.what();
+    }
+    return kernels::make_cpu_backend(pool);
 }
 
 void check_request(const Request& r) {
@@ -99,7 +130,6 @@ struct Model::Reading {
 
 Model::Model(const EngineOptions& options, const std::function<void(double)>& progress)
     : pool_(options.threads), memory_limit_(options.memory_limit_bytes) {
-    choose_device(options, info_);
     checkpoint_ = Checkpoint::open(options.model);
     tokenizer_ = load_tokenizer(options.model);
     const ModelConfig& config = checkpoint_->config();
@@ -110,7 +140,9 @@ Model::Model(const EngineOptions& options, const std::function<void(double)>& pr
                                           std::to_string(config.text.vocab_size) +
                                           " (vocab_size). The files belong to different models");
     format_ = std::make_unique<ChatFormat>(*tokenizer_, config.image_token_index);
-    backend_ = kernels::make_cpu_backend(pool_);
+    backend_ = make_backend(options, pool_,
+                            static_cast<std::uint64_t>(checkpoint_->summary().bytes),
+                            info_.device_note);
     weights_ = std::make_unique<WeightStore>(*backend_, config, *checkpoint_, progress);
     encoder_ = std::make_unique<vision::Encoder>(*backend_, config.vision, config.preprocess,
                                                  *checkpoint_);
@@ -119,6 +151,7 @@ Model::Model(const EngineOptions& options, const std::function<void(double)>& pr
     const kernels::DeviceInfo device = backend_->device();
     const std::uint64_t free = memory_limit_ != 0 ? memory_limit_ : device.memory_free_bytes;
     DecoderOptions decoder_options;
+    decoder_options.chunk_tokens = backend_->preferred_chunk_tokens();
     if (options.super_chunk_tokens > 0) {
         decoder_options.super_chunk_tokens = options.super_chunk_tokens;
     } else {
