@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/backend.h"
+
 namespace longview::kernels::cuda {
 
 using bf16 = __nv_bfloat16;
@@ -89,6 +91,18 @@ __device__ inline float silu(float x) {
 }
 __device__ inline float gelu(float x) {
     return 0.5F * x * (1.0F + erff(x * 0.70710678118654752F));
+}
+__device__ inline float activate(float x, Activation activation) {
+    switch (activation) {
+        case Activation::kSilu:
+            return silu(x);
+        case Activation::kSigmoid:
+            return sigmoid(x);
+        case Activation::kGelu:
+            return gelu(x);
+        default:
+            return x;
+    }
 }
 
 // ---- asynchronous copies to shared memory (sm_80)
