@@ -80,8 +80,7 @@ void activate_rows(const Context& c, Matrix y, const float* bias, Activation act
     launch<bf16, 1>(c, y, bias, activation);
 }
 
-void scale_to_bf16(const Context& c, const float* from, float scale, bf16* to,
-                   std::int64_t count) {
+void scale_to_bf16(const Context& c, const float* from, float scale, bf16* to, std::int64_t count) {
     if (count == 0) return;
     const auto blocks = static_cast<unsigned>((count + kBlock - 1) / kBlock);
     scale_to_bf16_kernel<<<blocks, kBlock, 0, c.stream>>>(from, scale, to, count);

@@ -50,8 +50,7 @@ __host__ __device__ constexpr int rows_at_once(int inputs) {
 /// u = gate * norm(x) for input n in fp32; all threads of the block, ends with a barrier.
 __device__ inline void prepare_input(const GemvArgs& p, int n, float* u, float* shared) {
     const bf16* __restrict__ const x = p.x + n * p.x_stride;
-    const bf16* __restrict__ const gate =
-        p.gate == nullptr ? nullptr : p.gate + n * p.gate_stride;
+    const bf16* __restrict__ const gate = p.gate == nullptr ? nullptr : p.gate + n * p.gate_stride;
     const int live = p.cols / 8;
     const auto vectors = static_cast<int>(gemv_padded(p.cols) / 8);
     // Factors that do not depend on the statistics are multiplied in at once.
@@ -150,8 +149,12 @@ struct ProductRows {
             if (unit >= p.products[i].first_unit) o = i;
         return p.products[o];
     }
-    __device__ int segments() const { return 1; }
-    __device__ int input(int, int) const { return 0; }
+    __device__ int segments() const {
+        return 1;
+    }
+    __device__ int input(int, int) const {
+        return 0;
+    }
     __device__ void rows(int unit, int, const bf16* (&to)[kRows]) const {
         const Product& o = product(unit);
         const std::int64_t row = static_cast<std::int64_t>(unit - o.first_unit) * kRows;
@@ -189,17 +192,15 @@ __global__ void __launch_bounds__(kGemvThreads, 1) gemv_kernel(const __grid_cons
 
 template <int kInputs>
 void launch(const Context& c, const GemvArgs& p) {
-    const auto bytes =
-        static_cast<std::size_t>(kInputs * gemv_padded(p.cols)) * sizeof(float);
+    const auto bytes = static_cast<std::size_t>(kInputs * gemv_padded(p.cols)) * sizeof(float);
     if (bytes > 47 * 1024) {
-        check(cudaFuncSetAttribute(gemv_kernel<kInputs>,
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(bytes)),
-              "cudaFuncSetAttribute");
+        check(
+            cudaFuncSetAttribute(gemv_kernel<kInputs>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(bytes)),
+            "cudaFuncSetAttribute");
     }
     const int blocks = std::max(1, std::min(c.device.sm_count, p.units));
-    gemv_kernel<kInputs>
-        <<<static_cast<unsigned>(blocks), kGemvThreads, bytes, c.stream>>>(p);
+    gemv_kernel<kInputs><<<static_cast<unsigned>(blocks), kGemvThreads, bytes, c.stream>>>(p);
     check_launch("gemv");
 }
 
@@ -256,8 +257,8 @@ __global__ void __launch_bounds__(kPlainWarps* kWarp)
     plain_product_kernel(const In* u, std::int64_t u_stride, std::int64_t inputs, std::int64_t cols,
                          const W* weight, const __grid_constant__ Product o) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kPlainWarps +
-                             static_cast<int>(threadIdx.x) / kWarp;
+    const std::int64_t row =
+        static_cast<std::int64_t>(blockIdx.x) * kPlainWarps + static_cast<int>(threadIdx.x) / kWarp;
     if (row >= o.rows) return;
     const W* const w = weight + row * cols;
     for (std::int64_t n = blockIdx.y; n < inputs; n += gridDim.y) {
@@ -301,28 +302,27 @@ void gemv(const Context& c, const NormInput& in, const Matrix& normed,
     for (std::int64_t first = 0; first < in.x.rows; first += at_once) {
         const std::int64_t rows = std::min(at_once, in.x.rows - first);
         for (std::size_t o = 0; o == 0 || o < outputs.size(); o += kMaxOutputs) {
-            GemvArgs p{.x = reinterpret_cast<const bf16*>(in.x.row(first)),
-                       .gate = in.gate ? reinterpret_cast<const bf16*>(in.gate.row(first)) : nullptr,
-                       .gain = in.gain,
-                       .norm_bias = in.norm_bias,
-                       .normed = normed && o == 0 ? reinterpret_cast<bf16*>(normed.row(first))
-                                                  : nullptr,
-                       .x_stride = in.x.stride,
-                       .gate_stride = in.gate.stride,
-                       .normed_stride = normed.stride,
-                       .cols = static_cast<int>(in.x.cols),
-                       .units = 0,
-                       .norm = in.norm,
-                       .eps = in.eps,
-                       .products = {}};
+            GemvArgs p{
+                .x = reinterpret_cast<const bf16*>(in.x.row(first)),
+                .gate = in.gate ? reinterpret_cast<const bf16*>(in.gate.row(first)) : nullptr,
+                .gain = in.gain,
+                .norm_bias = in.norm_bias,
+                .normed = normed && o == 0 ? reinterpret_cast<bf16*>(normed.row(first)) : nullptr,
+                .x_stride = in.x.stride,
+                .gate_stride = in.gate.stride,
+                .normed_stride = normed.stride,
+                .cols = static_cast<int>(in.x.cols),
+                .units = 0,
+                .norm = in.norm,
+                .eps = in.eps,
+                .products = {}};
             const int together = rows_at_once(static_cast<int>(rows));
             for (std::size_t i = 0; i < kMaxOutputs; ++i) {
                 p.products[i].first_unit = INT32_MAX;
                 if (o + i >= outputs.size()) continue;
                 p.products[i] = make_product(outputs[o + i], first, rows);
                 p.products[i].first_unit = p.units;
-                p.units +=
-                    static_cast<int>((outputs[o + i].weight.rows + together - 1) / together);
+                p.units += static_cast<int>((outputs[o + i].weight.rows + together - 1) / together);
             }
             launch(c, rows, p);
         }

@@ -10,8 +10,8 @@ namespace longview::kernels::cuda {
 
 constexpr int kGemvWarps = 16;
 constexpr int kGemvThreads = kGemvWarps * kWarp;
-constexpr int kGemvLoads = 4;              // 16-byte loads of a lane in a group
-constexpr int kGemvChunk = 8 * kWarp;      // columns a warp covers with one load a lane
+constexpr int kGemvLoads = 4;          // 16-byte loads of a lane in a group
+constexpr int kGemvChunk = 8 * kWarp;  // columns a warp covers with one load a lane
 constexpr int kGemvPadding = kGemvLoads * kGemvChunk;
 
 /// Floats that an input of `cols` columns takes in shared memory.
@@ -19,8 +19,8 @@ __host__ __device__ constexpr std::int64_t gemv_padded(std::int64_t cols) {
     return (cols + kGemvPadding - 1) / kGemvPadding * kGemvPadding;
 }
 
-/// Where the columns 8 v ... 8 v + 3 lie in shared memory; the next four lie kGemvChunk / 2 further.
-/// So the lanes of a warp read neighbouring 16-byte words, free of bank conflicts.
+/// Where the columns 8 v ... 8 v + 3 lie in shared memory; the next four lie kGemvChunk / 2
+/// further. So the lanes of a warp read neighbouring 16-byte words, free of bank conflicts.
 __device__ inline int gemv_place(int v) {
     return v / kWarp * kGemvChunk + v % kWarp * 4;
 }
