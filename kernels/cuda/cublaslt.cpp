@@ -83,7 +83,7 @@ struct Library {
 /// What the choice of a kernel depends on.
 struct Key {
     std::int64_t m, n, k, lda, ldb, ldc, ldd;
-    std::array<std::uint32_t, 4> alignment;  // of W, x, c, y
+    std::array<std::uint32_t, 5> alignment;  // of W, x, c, y, bias
     bool out_f32, bias, adds;
     auto operator<=>(const Key&) const = default;
 };
@@ -118,7 +118,8 @@ Key make_key(const MatmulParams& p) {
             .ldc = adds ? std::max(p.c.stride, m) : ldd,
             .ldd = ldd,
             .alignment = {alignment_of(p.weight.data), alignment_of(p.x.data),
-                          alignment_of(adds ? p.c.data : p.y.data), alignment_of(p.y.data)},
+                          alignment_of(adds ? p.c.data : p.y.data), alignment_of(p.y.data),
+                          alignment_of(p.bias)},
             .out_f32 = p.y.dtype == DType::kF32,
             .bias = p.bias != nullptr,
             .adds = adds};
@@ -216,8 +217,9 @@ struct CublasLt::Impl {
         return preference;
     }
 
-    Algorithm choose(const Key& key) const {
-        const Problem problem(library, key);
+    Algorithm choose(const Key& key, const __nv_bfloat16* bias) const {
+        Problem problem(library, key);
+        if (bias != nullptr) problem.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         const cublasLtMatmulPreference_t preference = make_preference(key);
         std::array<cublasLtMatmulHeuristicResult_t, kCandidates> found{};
         int count = 0;
@@ -235,10 +237,10 @@ struct CublasLt::Impl {
         return std::nullopt;
     }
 
-    const Algorithm& algorithm(const Key& key) {
+    const Algorithm& algorithm(const Key& key, const __nv_bfloat16* bias) {
         const auto known = algorithms.find(key);
         if (known != algorithms.end()) return known->second;
-        return algorithms.emplace(key, choose(key)).first->second;
+        return algorithms.emplace(key, choose(key, bias)).first->second;
     }
 
     cublasStatus_t run(cudaStream_t stream, const MatmulParams& p, const Problem& problem,
@@ -278,7 +280,7 @@ bool CublasLt::matmul(const Context& context, const MatmulParams& p) {
     Problem problem(impl_->library, exact);
     if (p.bias != nullptr) problem.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
     for (const Key& key : {rounded, exact}) {
-        const Algorithm& algorithm = impl_->algorithm(key);
+        const Algorithm& algorithm = impl_->algorithm(key, p.bias);
         if (!algorithm) continue;
         const cublasStatus_t status = impl_->run(context.stream, p, problem, *algorithm);
         if (status == CUBLAS_STATUS_SUCCESS) return true;
