@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/backend.h"
+
 namespace longview::kernels::cuda {
 
 using bf16 = __nv_bfloat16;
@@ -90,6 +92,18 @@ __device__ inline float silu(float x) {
 __device__ inline float gelu(float x) {
     return 0.5F * x * (1.0F + erff(x * 0.70710678118654752F));
 }
+__device__ inline float activate(float x, Activation activation) {
+    switch (activation) {
+        case Activation::kSilu:
+            return silu(x);
+        case Activation::kSigmoid:
+            return sigmoid(x);
+        case Activation::kGelu:
+            return gelu(x);
+        default:
+            return x;
+    }
+}
 
 // ---- asynchronous copies to shared memory (sm_80)
 
@@ -130,7 +144,8 @@ __device__ inline void ldmatrix4_transposed(std::uint32_t (&r)[4], const void* r
 }
 /// c += a b, a 16x16 row-major, b 16x8 column-major, c 16x8 fp32. With g = lane / 4, t = lane % 4:
 ///   a[0] (g, 2t..), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..), a[3] (g + 8, 2t + 8..)
-///   b0 (k = 2t.., n = g), b1 (k = 2t + 8.., n = g);  c[0], c[1] (g, 2t..), c[2], c[3] (g + 8, 2t..)
+///   b0 (k = 2t.., n = g), b1 (k = 2t + 8.., n = g);  c[0], c[1] (g, 2t..), c[2], c[3] (g + 8,
+///   2t..)
 __device__ inline void mma_bf16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                 std::uint32_t b1) {
     asm volatile(

@@ -1,0 +1,276 @@
+// The mixture of experts for many rows: pairs of row and rank sorted by expert, one product an
+// expert and matrix, and a combination in order of rank.
+//
+// The sort is stable and counts without atomics, so that rows and sums lie in the same order in
+// every run. Only products() knows that experts are multiplied one by one.
+#include <algorithm>
+#include <span>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/experts.h"
+#include "kernels/cuda/gemv.h"
+
+namespace longview::kernels::cuda {
+namespace {
+
+// Pairs at a time: at the real sizes 1.6 GB of scratch, and 1024 rows an expert, enough that
+// reading the weights is a third of the time of the products.
+constexpr std::int64_t kPairsPerPass = 32768;
+constexpr int kSortThreads = 1024;
+constexpr int kBlock = 256;
+
+/// Inclusive sum over the lanes up to this one.
+__device__ inline int warp_scan(int v) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int below = __shfl_up_sync(0xFFFFFFFFU, v, offset);
+        if (lane >= offset) v += below;
+    }
+    return v;
+}
+
+/// Block e finds the places of expert e's pairs: it counts those of lower experts and its own,
+/// every thread in a contiguous part of all pairs. Pairs with an id that is no expert's get no
+/// place, and the counts do not add up.
+__global__ void __launch_bounds__(kSortThreads)
+    sort_kernel(const std::int32_t* ids, int pairs, std::int32_t* counts, std::int32_t* sorted,
+                std::int32_t* place) {
+    __shared__ int warp_equal[kWarp];
+    __shared__ int warp_less[kWarp];
+    const auto expert = static_cast<unsigned>(blockIdx.x);
+    const int thread = static_cast<int>(threadIdx.x);
+    const int lane = thread % kWarp;
+    const int warp = thread / kWarp;
+    const int part = (pairs + kSortThreads - 1) / kSortThreads;
+    const int begin = min(thread * part, pairs);
+    const int end = min(begin + part, pairs);
+    int equal = 0;
+    int less = 0;
+    for (int i = begin; i < end; ++i) {
+        const auto id = static_cast<unsigned>(ids[i]);
+        equal += id == expert ? 1 : 0;
+        less += id < expert ? 1 : 0;
+    }
+    const int up_to = warp_scan(equal);
+    less = warp_scan(less);
+    if (lane == kWarp - 1) {
+        warp_equal[warp] = up_to;
+        warp_less[warp] = less;
+    }
+    __syncthreads();
+    int at = up_to - equal;
+    int total = 0;
+    for (int w = 0; w < kWarp; ++w) {
+        at += warp_less[w];
+        if (w < warp) at += warp_equal[w];
+        total += warp_equal[w];
+    }
+    if (thread == 0) counts[expert] = total;
+    for (int i = begin; i < end; ++i) {
+        if (static_cast<unsigned>(ids[i]) != expert) continue;
+        sorted[at] = i;
+        place[i] = at;
+        ++at;
+    }
+}
+
+/// to[i] = x[sorted[i] / top_k]
+template <bool kVectors>
+__global__ void __launch_bounds__(kBlock)
+    gather_kernel(const bf16* x, std::int64_t stride, const std::int32_t* sorted, int top_k,
+                  bf16* to, int hidden) {
+    const std::int64_t at = blockIdx.x;
+    const bf16* const from = x + sorted[at] / top_k * stride;
+    bf16* const out = to + at * hidden;
+    if constexpr (kVectors) {
+        for (int v = static_cast<int>(threadIdx.x); v < hidden / 8; v += kBlock)
+            store8(out + 8 * v, load8(from + 8 * v));
+    } else {
+        for (int i = static_cast<int>(threadIdx.x); i < hidden; i += kBlock) out[i] = from[i];
+    }
+}
+
+/// gate = silu(gate) * up, 8 elements a thread.
+__global__ void __launch_bounds__(kBlock)
+    swiglu_kernel(bf16* gate, const bf16* up, std::int64_t vectors) {
+    const std::int64_t v = static_cast<std::int64_t>(blockIdx.x) * kBlock + threadIdx.x;
+    if (v >= vectors) return;
+    float g[8];
+    float u[8];
+    unpack8(load8(gate + 8 * v), g);
+    unpack8(load8(up + 8 * v), u);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
+    store8(gate + 8 * v, pack8(g));
+}
+
+struct CombineArgs {
+    const bf16* x;
+    const bf16* y;  // [pairs, hidden] in sorted order
+    const std::int32_t* place;
+    const float* weights;
+    bf16* out;
+    std::int64_t x_stride, out_stride;
+    int top_k, hidden;
+    float alpha, beta;
+};
+
+/// out = alpha x + beta sum_i weight_i y_i, one block a row, kCount columns a thread.
+template <int kCount>
+__global__ void __launch_bounds__(kBlock) combine_kernel(const __grid_constant__ CombineArgs p) {
+    const std::int64_t row = blockIdx.x;
+    const bf16* const x = p.x + row * p.x_stride;
+    bf16* const out = p.out + row * p.out_stride;
+    const std::int32_t* const place = p.place + row * p.top_k;
+    const float* const weights = p.weights + row * p.top_k;
+    for (int col = static_cast<int>(threadIdx.x) * kCount; col < p.hidden; col += kBlock * kCount) {
+        float sum[kCount] = {};
+        for (int i = 0; i < p.top_k; ++i) {
+            const bf16* const y = p.y + static_cast<std::int64_t>(place[i]) * p.hidden + col;
+            if constexpr (kCount == 8) {
+                float f[8];
+                unpack8(load8(y), f);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sum[j] = fmaf(weights[i], f[j], sum[j]);
+            } else {
+                sum[0] = fmaf(weights[i], __bfloat162float(*y), sum[0]);
+            }
+        }
+        if constexpr (kCount == 8) {
+            float f[8];
+            unpack8(load8(x + col), f);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) f[j] = p.alpha * f[j] + p.beta * sum[j];
+            store8(out + col, pack8(f));
+        } else {
+            out[col] = __float2bfloat16_rn(p.alpha * __bfloat162float(x[col]) + p.beta * sum[0]);
+        }
+    }
+}
+
+/// Scratch of one pass; rows of all matrices lie in sorted order.
+struct Pass {
+    std::int32_t* counts = nullptr;       // [experts]
+    std::int32_t* host_counts = nullptr;  // the same, pinned
+    std::int32_t* sorted = nullptr;       // [pairs] pair at each place
+    std::int32_t* place = nullptr;        // [pairs] place of each pair
+    Matrix outer;                         // [pairs, hidden] inputs, then results
+    Matrix gate, up;                      // [pairs, inner]
+};
+
+Matrix take_rows(const Context& c, std::int64_t rows, std::int64_t cols) {
+    return {c.scratch->take_array<bf16>(rows * cols), DType::kBF16, rows, cols, cols};
+}
+
+Pass take_pass(const Context& c, const ExpertsParams& p, std::int64_t pairs) {
+    const auto experts = static_cast<std::int64_t>(p.experts.size());
+    Pass pass;
+    pass.counts = c.scratch->take_array<std::int32_t>(experts);
+    pass.host_counts =
+        static_cast<std::int32_t*>(c.scratch->take_pinned(p.experts.size() * sizeof(std::int32_t)));
+    pass.sorted = c.scratch->take_array<std::int32_t>(pairs);
+    pass.place = c.scratch->take_array<std::int32_t>(pairs);
+    pass.outer = take_rows(c, pairs, p.x.cols);
+    pass.gate = take_rows(c, pairs, p.experts[0].w1.rows);
+    pass.up = take_rows(c, pairs, p.experts[0].w1.rows);
+    return pass;
+}
+
+/// Sorts, gathers and tells the host how many rows each expert has.
+std::span<const std::int32_t> sort_rows(const Context& c, const ExpertsParams& p, const Pass& pass,
+                                        std::int64_t first, std::int64_t rows) {
+    const std::int64_t pairs = rows * p.top_k;
+    const auto experts = static_cast<unsigned>(p.experts.size());
+    sort_kernel<<<experts, kSortThreads, 0, c.stream>>>(
+        p.ids + first * p.top_k, static_cast<int>(pairs), pass.counts, pass.sorted, pass.place);
+    check_launch("sort");
+    const std::size_t bytes = p.experts.size() * sizeof(std::int32_t);
+    check(cudaMemcpyAsync(pass.host_counts, pass.counts, bytes, cudaMemcpyDeviceToHost, c.stream),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(c.stream), "cudaStreamSynchronize");
+    const std::span counts(pass.host_counts, p.experts.size());
+    std::int64_t placed = 0;
+    for (const std::int32_t count : counts) placed += count;
+    LONGVIEW_CHECK(placed == pairs, "every row is routed to an expert of the layer");
+
+    const ConstMatrix x = p.x.slice(first, rows);
+    const auto gather = is_aligned(p.x) ? &gather_kernel<true> : &gather_kernel<false>;
+    gather<<<static_cast<unsigned>(pairs), kBlock, 0, c.stream>>>(
+        static_cast<const bf16*>(x.data), x.stride, pass.sorted, p.top_k,
+        static_cast<bf16*>(pass.outer.data), static_cast<int>(x.cols));
+    check_launch("gather");
+    return counts;
+}
+
+/// Products of one expert's rows: a fused kernel for few of them, else the library.
+void expert_products(const Context& c, const ConstMatrix& x, std::span<const GemvOutput> outputs) {
+    const NormInput in{.x = x, .gate = {}};
+    if (x.rows <= kGemvRows && gemv_takes(c, in, {}, outputs)) return gemv(c, in, {}, outputs);
+    for (const GemvOutput& o : outputs) {
+        if (!c.cublas->matmul(c, {.x = x, .weight = o.weight, .c = {}, .y = o.out}))
+            plain_product(c, x, o);
+    }
+}
+
+/// outer = w2 (silu(w1 outer) * (w3 outer)) for the rows of every expert.
+void products(const Context& c, const ExpertsParams& p, const Pass& pass,
+              std::span<const std::int32_t> counts, std::int64_t pairs) {
+    std::int64_t at = 0;
+    for (std::size_t e = 0; e < counts.size(); at += counts[e], ++e) {
+        if (counts[e] == 0) continue;
+        const GemvOutput outputs[] = {
+            {.weight = p.experts[e].w1, .out = pass.gate.slice(at, counts[e]), .skip = {}},
+            {.weight = p.experts[e].w3, .out = pass.up.slice(at, counts[e]), .skip = {}}};
+        expert_products(c, pass.outer.slice(at, counts[e]), outputs);
+    }
+    const std::int64_t vectors = pairs * pass.gate.cols / 8;
+    swiglu_kernel<<<static_cast<unsigned>((vectors + kBlock - 1) / kBlock), kBlock, 0, c.stream>>>(
+        static_cast<bf16*>(pass.gate.data), static_cast<const bf16*>(pass.up.data), vectors);
+    check_launch("swiglu");
+    at = 0;
+    for (std::size_t e = 0; e < counts.size(); at += counts[e], ++e) {
+        if (counts[e] == 0) continue;
+        const GemvOutput output{
+            .weight = p.experts[e].w2, .out = pass.outer.slice(at, counts[e]), .skip = {}};
+        expert_products(c, pass.gate.slice(at, counts[e]), {&output, 1});
+    }
+}
+
+void combine(const Context& c, const ExpertsParams& p, const Pass& pass, std::int64_t first,
+             std::int64_t rows) {
+    const CombineArgs args{.x = reinterpret_cast<const bf16*>(p.x.row(first)),
+                           .y = static_cast<const bf16*>(pass.outer.data),
+                           .place = pass.place,
+                           .weights = p.weights + first * p.top_k,
+                           .out = reinterpret_cast<bf16*>(p.out.row(first)),
+                           .x_stride = p.x.stride,
+                           .out_stride = p.out.stride,
+                           .top_k = p.top_k,
+                           .hidden = static_cast<int>(p.x.cols),
+                           .alpha = p.alpha,
+                           .beta = p.beta};
+    const auto kernel =
+        is_aligned(p.x) && is_aligned(p.out) ? &combine_kernel<8> : &combine_kernel<1>;
+    kernel<<<static_cast<unsigned>(rows), kBlock, 0, c.stream>>>(args);
+    check_launch("combine");
+}
+
+}  // namespace
+
+void experts_sorted(const Context& c, const ExpertsParams& p) {
+    LONGVIEW_CHECK(c.step == nullptr, "a recorded step does not wait for the device");
+    const std::int64_t most =
+        std::min(p.x.rows, std::max<std::int64_t>(1, kPairsPerPass / p.top_k));
+    const Pass pass = take_pass(c, p, most * p.top_k);
+    for (std::int64_t first = 0; first < p.x.rows; first += most) {
+        const std::int64_t rows = std::min(most, p.x.rows - first);
+        const std::span<const std::int32_t> counts = sort_rows(c, p, pass, first, rows);
+        products(c, p, pass, counts, rows * p.top_k);
+        combine(c, p, pass, first, rows);
+    }
+}
+
+}  // namespace longview::kernels::cuda
