@@ -170,16 +170,5 @@ __device__ inline std::uint32_t transpose8x8(std::uint32_t v) {
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
     return r;
 }
-/// mma_bf16 where `on`, which is the same in the whole warp, holds; costs an issue slot otherwise.
-__device__ inline void mma_bf16_if(bool on, float (&c)[4], const std::uint32_t (&a)[4],
-                                   std::uint32_t b0, std::uint32_t b1) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-        "@p mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n}"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1),
-          "r"(static_cast<int>(on)));
-}
 
 }  // namespace longview::kernels::cuda

@@ -9,7 +9,7 @@
 // layout of an A operand, and neither it nor the weighted v goes through shared memory. Only the
 // scores do, 16 rows of k a warp.
 //
-// Cost of a tile at head_dim 128, for the block: 752 to 848 matrix instructions, 344 ldmatrix4
+// Cost of a tile at head_dim 128, for the block: 848 matrix instructions, 344 ldmatrix4
 // (1400 cycles of shared memory), 40 KB of tiles (320 cycles). q and k are read by both blocks of a
 // head, the second time from L2.
 #include <algorithm>
@@ -35,7 +35,7 @@ struct PrefillArgs {
     float* state_out;       // outputs: [heads, kDim, kDim]; states: [segments - 1, heads, ...]
     std::int64_t rows;
     int first_in_tile;  // position of the first row in its tile
-    std::int64_t tiles, segment_tiles;
+    int tiles, segment_tiles;
     int heads;
 };
 
@@ -43,8 +43,8 @@ struct PrefillArgs {
 struct TileRows {
     std::int64_t first;
     int count;
-    __host__ __device__ TileRows(const PrefillArgs& a, std::int64_t tile) {
-        const std::int64_t begin = tile * kTile - a.first_in_tile;
+    __host__ __device__ TileRows(const PrefillArgs& a, int tile) {
+        const std::int64_t begin = std::int64_t{tile} * kTile - a.first_in_tile;
         const std::int64_t end = begin + kTile < a.rows ? begin + kTile : a.rows;
         first = begin > 0 ? begin : 0;
         count = static_cast<int>(end - first);
@@ -52,78 +52,116 @@ struct TileRows {
 };
 
 /// Rows of the segment's tiles [first, last).
-__host__ __device__ inline std::int64_t rows_of(const PrefillArgs& a, std::int64_t first,
-                                                std::int64_t last) {
+__host__ __device__ inline std::int64_t rows_of(const PrefillArgs& a, int first, int last) {
     const TileRows end(a, last - 1);
     return end.first + end.count - TileRows(a, first).first;
 }
 
-/// Columns [first, last) of q | k of some rows, in 16-byte chunks, by `loader` of kLoaders warps.
-/// from: the first row's first chunk; rows beyond `count` become zeros.
-template <int kChunks, int kGroup, int kTo>
-__device__ inline void load_columns(const char* from, int stride_bytes, int count, std::uint32_t to,
-                                    int loader, int lane) {
-    // kGroup chunks of a row lie side by side in memory, each kChunks of them in one part of
-    // shared memory kTo bytes after the other; a warp brings 32 / kGroup rows at a time.
-    static_assert(kGroup <= kWarp && kWarp % kGroup == 0 && kGroup % kChunks == 0);
-    constexpr int kRows = kWarp / kGroup;
-    const int part = lane % kGroup / kChunks;
-    const int chunk = lane % kChunks;
-    const char* const source = from + 16 * (lane % kGroup);
-#pragma unroll 8
-    for (int i = 0; i < kTile / (kRows * kLoaders); ++i) {
-        const int row = (i * kLoaders + loader) * kRows + lane / kGroup;
-        const int present = row < count ? row : count - 1;
-        cp_async16(to + part * kTo + chunk_offset<kChunks>(row, chunk),
-                   source + std::int64_t{present} * stride_bytes, row < count ? 16 : 0);
-    }
-}
-
-/// Starts the copies of one tile; called by the last kLoaders warps.
-template <int kDim, bool kStatesOnly>
-__device__ inline void load_tile(const PrefillArgs& a, int head, int slice, std::int64_t tile,
-                                 std::uint32_t to, const Lane& l) {
+/// Copies one tile into shared memory, 16 bytes a thread at a time; rows the tile lacks become
+/// zeros. A warp brings a few rows at a time, of kGroup chunks that lie side by side in memory.
+template <int kDim>
+struct TileLoader {
     using L = Layout<kDim>;
-    constexpr int kCols = kDim < kSlice ? kDim : kSlice;
-    const TileRows rows(a, tile);
-    const char* const q = reinterpret_cast<const char*>(a.qkv + std::int64_t{head} * 3 * kDim) +
-                          rows.first * a.qkv_stride_bytes;
-    const char* const v = q + 4 * kDim + slice * kSlice * 2;
-    const int loader = l.warp - (kWarps - kLoaders);
-    if constexpr (kStatesOnly)
-        load_columns<L::kChunks, L::kChunks, 0>(q + 2 * kDim, a.qkv_stride_bytes, rows.count,
-                                                to + L::kKeys, loader, l.id);
-    else
-        load_columns<L::kChunks, 2 * L::kChunks, L::kKeys>(q, a.qkv_stride_bytes, rows.count, to,
-                                                           loader, l.id);
-    // v has rows of kSlice columns in shared memory; where a head has fewer, the warps beyond them
-    // compute on whatever lies there and store nothing.
-    constexpr int kRowsAtATime = kWarp / (kCols / 8);
-#pragma unroll
-    for (int i = 0; i < kTile / (kRowsAtATime * kLoaders); ++i) {
-        const int chunk = l.id % (kCols / 8);
-        const int row = (i * kLoaders + loader) * kRowsAtATime + l.id / (kCols / 8);
-        const int present = row < rows.count ? row : rows.count - 1;
-        cp_async16(to + L::kValues + chunk_offset<kSlice / 8>(row, chunk),
-                   v + 16 * chunk + std::int64_t{present} * a.qkv_stride_bytes,
-                   row < rows.count ? 16 : 0);
+    static constexpr int kValueChunks = (kDim < kSlice ? kDim : kSlice) / 8;
+
+    const char* row;  // the tile's first row, the head's q
+    const char* values;
+    int stride_bytes;
+    int count;  // 0: the tile does not exist
+    std::uint32_t to;
+    int lane, warp;
+
+    __device__ TileLoader(const PrefillArgs& a, int head, int slice, int tile, int last,
+                          std::uint32_t to_, const Lane& l)
+        : stride_bytes(a.qkv_stride_bytes), to(to_), lane(l.id), warp(l.warp) {
+        const TileRows rows(a, tile < last ? tile : last - 1);
+        count = tile < last ? rows.count : 0;
+        row = reinterpret_cast<const char*>(a.qkv + std::int64_t{head} * 3 * kDim) +
+              rows.first * stride_bytes;
+        values = row + 4 * kDim + slice * kSlice * 2;
     }
-}
+
+    /// Step `i` of copying kGroup chunks a row from `from`; kChunks of them make a row of a part in
+    /// shared memory, the others go kPart bytes further.
+    template <int kChunks, int kGroup, int kPart>
+    __device__ void copy(const char* from, std::uint32_t part, int i) const {
+        static_assert(kWarp % kGroup == 0 && kGroup % kChunks == 0);
+        constexpr int kRows = kWarp / kGroup;
+        constexpr int kStep = kRows * kWarps;
+        static_assert(kStep % 4 == 0 && (kStep % 8 == 0 || kChunks >= 8));
+        const int first = warp * kRows + lane / kGroup;  // below kStep
+        const int r = i * kStep + first;
+        // chunk_offset(r, ...): the bits of r that permute are those of i * kStep and of first.
+        const std::uint32_t at =
+            (chunk_offset<kChunks>(first, lane % kChunks) ^ ((i * kStep & 7) * 16)) +
+            i * kStep * kChunks * 16 + (lane % kGroup / kChunks) * kPart;
+        // The address of a row that is not there is formed, but nothing is read.
+        cp_async16(part + at,
+                   from + 16 * (lane % kGroup) + std::int64_t{first} * stride_bytes +
+                       std::int64_t{i * kStep} * stride_bytes,
+                   r < count ? 16 : 0);
+    }
+    static constexpr int kQueryKeySteps = kTile / (kWarp / (2 * L::kChunks) * kWarps);
+    static constexpr int kKeySteps = kTile / (kWarp / L::kChunks * kWarps);
+    static constexpr int kValueSteps = kTile / (kWarp / kValueChunks * kWarps);
+    static_assert(kQueryKeySteps == 2 * (kDim / 16) && kValueSteps <= kDim / 16);
+
+    /// Part `step` of kDim / 16 of the copies of q, k and v.
+    __device__ void part(int step) const {
+        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step);
+        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step + 1);
+        if (step < kValueSteps) copy_values(step);
+    }
+    /// k and v only.
+    __device__ void keys_and_values() const {
+#pragma unroll
+        for (int i = 0; i < kKeySteps; ++i)
+            copy<L::kChunks, L::kChunks, 0>(row + 2 * kDim, to + L::kKeys, i);
+#pragma unroll
+        for (int i = 0; i < kValueSteps; ++i) copy_values(i);
+    }
+
+  private:
+    /// Rows of kSlice columns in shared memory; where a head has fewer, the warps beyond them
+    /// compute on whatever lies there and store nothing.
+    __device__ void copy_values(int i) const {
+        constexpr int kStep = kWarp / kValueChunks * kWarps;
+        static_assert(kStep % 8 == 0);
+        const int first = warp * (kWarp / kValueChunks) + lane / kValueChunks;
+        const int chunk = lane % kValueChunks;
+        cp_async16(
+            to + L::kValues + chunk_offset<kSlice / 8>(first, chunk) + i * kStep * kSlice * 2,
+            values + 16 * chunk + std::int64_t{first} * stride_bytes +
+                std::int64_t{i * kStep} * stride_bytes,
+            i * kStep + first < count ? 16 : 0);
+    }
+};
 
 /// Writes a tile's outputs from shared memory, rows of up to 128 bytes.
 template <int kDim>
-__device__ inline void write_outputs(const PrefillArgs& a, int head, int slice, std::int64_t tile,
+__device__ inline void write_outputs(const PrefillArgs& a, int head, int slice, int tile,
                                      const char* staged) {
     constexpr int kRowChunks = (kDim < kSlice ? kDim : kSlice) / 8;
     const TileRows rows(a, tile);
     const int thread = static_cast<int>(threadIdx.x);
     bf16* const out =
         a.out + rows.first * a.out_stride + std::int64_t{head} * kDim + slice * kSlice;
+    constexpr int kSteps = kTile * 8 / kThreads;
+    const int chunk = thread % 8;
+    if (kRowChunks == 8 && a.out_aligned && rows.count == kTile) {
+        Bf16x8 v[kSteps];
 #pragma unroll
-    for (int i = 0; i < kTile * 8 / kThreads; ++i) {
-        const int row = (thread + i * kThreads) / 8;
-        const int chunk = thread % 8;
-        if (row >= rows.count || chunk >= kRowChunks) continue;
+        for (int i = 0; i < kSteps; ++i)
+            v[i] = *reinterpret_cast<const Bf16x8*>(
+                staged + chunk_offset<8>(thread / 8 + i * (kThreads / 8), chunk));
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i)
+            store8(out + (thread / 8 + i * (kThreads / 8)) * a.out_stride + 8 * chunk, v[i]);
+        return;
+    }
+    if (chunk >= kRowChunks) return;
+#pragma unroll 1
+    for (int row = thread / 8; row < rows.count; row += kThreads / 8) {
         const Bf16x8 v = *reinterpret_cast<const Bf16x8*>(staged + chunk_offset<8>(row, chunk));
         bf16* const to = out + row * a.out_stride + 8 * chunk;
         if (a.out_aligned) {
@@ -153,67 +191,69 @@ __global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const Prefi
     const Lane l;
     const int slice = static_cast<int>(blockIdx.x) % kSlices;
     const int head = static_cast<int>(blockIdx.x) / kSlices;
-    const std::int64_t segment = blockIdx.y;
+    const int segment = static_cast<int>(blockIdx.y);
     const float slope = a.slopes[head];
     const std::uint32_t tiles = shared_address(shared);
 
-    const std::int64_t last =
-        (segment + 1) * a.segment_tiles < a.tiles ? (segment + 1) * a.segment_tiles : a.tiles;
-    std::int64_t first = segment * a.segment_tiles;
+    const int last = min((segment + 1) * a.segment_tiles, a.tiles);
+    int first = segment * a.segment_tiles;
     if constexpr (kStatesOnly) {
         // Rows this many tiles before the end weigh exp(-104) or less, which is 0 in fp32.
         const float tiles_that_count = 104.0F / (slope * kTile) + 2.0F;
         if (tiles_that_count < static_cast<float>(last - first))
-            first = last - static_cast<std::int64_t>(tiles_that_count);
+            first = last - static_cast<int>(tiles_that_count);
     }
 
-    const bool loads = l.warp >= kWarps - kLoaders;
-#pragma unroll
+    const auto loader = [&](int tile, int stage) {
+        return TileLoader<kDim>(a, head, slice, tile, last, tiles + stage * L::kTileBytes, l);
+    };
     for (int i = 0; i < kStages - 1; ++i) {
-        if (loads && first + i < last)
-            load_tile<kDim, kStatesOnly>(a, head, slice, first + i, tiles + i * L::kTileBytes, l);
+        const auto load = loader(first + i, i);
+        if constexpr (kStatesOnly) {
+            load.keys_and_values();
+        } else {
+#pragma unroll
+            for (int step = 0; step < kDim / 16; ++step) load.part(step);
+        }
         cp_async_commit();
     }
     decays.fill(slope, static_cast<int>(threadIdx.x));
     const ScoreDecays score_decays(slope, l);
-    const float tile_decay = expf(-slope * kTile);
 
-    // The warp's first column of the head's state, and how many of its 16 exist.
     const int first_col = slice * kSlice + 16 * l.warp;
-    const int cols = first_col < kDim ? 16 : 0;
+    const bool has_columns = kDim >= kSlice || first_col < kDim;
     const std::int64_t head_at = std::int64_t{head} * kDim * kDim + first_col;
     const std::int64_t segment_floats = std::int64_t{a.heads} * kDim * kDim;
     State<kDim> state;
-    if constexpr (kStatesOnly)
+    if (kStatesOnly || !has_columns)
         state.zero();
     else
-        state.load(a.state_in + segment * segment_floats + head_at, l, cols);
+        state.load(a.state_in + std::int64_t{segment} * segment_floats + head_at, l);
 
     int stage = 0;
-    for (std::int64_t tile = first; tile < last; ++tile) {
+    for (int tile = first; tile < last; ++tile) {
         cp_async_wait<kStages - 2>();
         // This tile is in place; everyone is done with the last one's scores, q, k and v, and has
         // staged its outputs.
         __syncthreads();
-        const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-        if (loads && tile + kStages - 1 < last)
-            load_tile<kDim, kStatesOnly>(a, head, slice, tile + kStages - 1,
-                                         tiles + free_stage * L::kTileBytes, l);
-        cp_async_commit();
+        const auto next = loader(tile + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
         const std::uint32_t at = tiles + stage * L::kTileBytes;
         stage = stage == kStages - 1 ? 0 : stage + 1;
         const int count = TileRows(a, tile).count;
 
         Fragments out;
-        if constexpr (!kStatesOnly) {
+        if constexpr (kStatesOnly) {
+            next.keys_and_values();
+        } else {
             if (tile > first) write_outputs<kDim>(a, head, slice, tile - 1, staged);
             Fragments products;
-            multiply_queries<kDim>(state, at, l, out, products);
+            multiply_queries<kDim>(state, at, l, out, products, [&](int step) { next.part(step); });
             store_scores(products, score_decays, decays.blocks, scores, l);
         }
+        cp_async_commit();
         Values values;
         values.load(at + L::kValues, l);
-        state.scale(count == kTile ? tile_decay : expf(-slope * static_cast<float>(count)));
+        state.scale(decays.from_start[count - 1]);
         add_tile<kDim>(state, values, decays.to_end + (kTile - count), at + L::kKeys, l);
         if constexpr (!kStatesOnly) {
             __syncthreads();  // the scores of all warps are there; the staged outputs are written
@@ -221,12 +261,13 @@ __global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const Prefi
             stage_outputs(out, staged, l);
         }
     }
+    cp_async_wait<0>();
     if constexpr (!kStatesOnly) {
         __syncthreads();
         write_outputs<kDim>(a, head, slice, last - 1, staged);
-        if (last == a.tiles) state.store(a.state_out + head_at, l, cols);
-    } else {
-        state.store(a.state_out + segment * segment_floats + head_at, l, cols);
+        if (last == a.tiles && has_columns) state.store(a.state_out + head_at, l);
+    } else if (has_columns) {
+        state.store(a.state_out + std::int64_t{segment} * segment_floats + head_at, l);
     }
 }
 
@@ -243,7 +284,7 @@ __global__ void lightning_scan_kernel(const PrefillArgs a, const float* before, 
         const float added = x + 1 < segments ? states[x * count + i] : 0.0F;
         states[x * count + i] = carry;
         if (x + 1 == segments) break;
-        const std::int64_t first = x * a.segment_tiles;
+        const int first = x * a.segment_tiles;
         const auto rows = static_cast<float>(rows_of(a, first, first + a.segment_tiles));
         carry = fmaf(expf(-slope * rows), carry, added);
     }
@@ -263,7 +304,7 @@ void launch_prefill(const Context& c, const PrefillArgs& a, std::int64_t segment
 
 template <int kDim, int kStages>
 void launch_segments(const Context& c, PrefillArgs a, float* state) {
-    const std::int64_t segments = (a.tiles + a.segment_tiles - 1) / a.segment_tiles;
+    const std::int64_t segments = (std::int64_t{a.tiles} + a.segment_tiles - 1) / a.segment_tiles;
     LONGVIEW_CHECK(segments <= 65535, "so many segments do not fit a launch");
     a.state_in = state;
     if (segments > 1) {
@@ -343,8 +384,10 @@ void lightning_prefill(const Context& c, const LightningParams& p, const Lightni
     a.slopes = p.slopes;
     a.rows = p.qkv.rows;
     a.first_in_tile = static_cast<int>(p.position % kLightningTile);
-    a.tiles = lightning_tiles(p.position, p.qkv.rows);
-    a.segment_tiles = plan.segment_tiles;
+    const std::int64_t tiles = lightning_tiles(p.position, p.qkv.rows);
+    LONGVIEW_CHECK(tiles < (1 << 30), "more rows than a call can have");
+    a.tiles = static_cast<int>(tiles);
+    a.segment_tiles = static_cast<int>(std::min(plan.segment_tiles, tiles));
     a.heads = p.heads;
     LONGVIEW_CHECK(plan.segment_tiles >= 1 && plan.stages >= 2, "a plan needs tiles and stages");
     switch (p.head_dim) {

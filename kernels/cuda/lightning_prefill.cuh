@@ -12,7 +12,6 @@ constexpr int kTile = static_cast<int>(kLightningTile);  // rows of a tile
 constexpr int kSlice = 64;                               // columns of v a block takes
 constexpr int kWarps = 4;                                // 16 of those columns each
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kLoaders = 2;  // the last warps bring tiles in: they have fewer scores to compute
 static_assert(kTile == 16 * kWarps && kSlice == 16 * kWarps);
 
 /// Where 16-byte chunk `chunk` of a row lies among rows of kChunks chunks. The chunks of a row are
@@ -94,24 +93,20 @@ struct State {
 #pragma unroll
             for (int y = 0; y < 4; ++y) s[x][y] = 0.0F;
     }
-    /// state: [kDim (c), kDim (e)] at the warp's first column; `cols` of the 16 exist.
-    __device__ void load(const float* state, const Lane& l, int cols) {
+    /// state: [kDim (c), kDim (e)] at the warp's first column.
+    __device__ void load(const float* state, const Lane& l) {
 #pragma unroll
         for (int x = 0; x < kDim / 8; ++x)
 #pragma unroll
-            for (int y = 0; y < 4; ++y) {
-                const int e = l.g + (y / 2) * 8;
-                s[x][y] = e < cols ? state[(8 * x + 2 * l.t + y % 2) * kDim + e] : 0.0F;
-            }
+            for (int y = 0; y < 4; ++y)
+                s[x][y] = state[(8 * x + 2 * l.t + y % 2) * kDim + l.g + (y / 2) * 8];
     }
-    __device__ void store(float* state, const Lane& l, int cols) const {
+    __device__ void store(float* state, const Lane& l) const {
 #pragma unroll
         for (int x = 0; x < kDim / 8; ++x)
 #pragma unroll
-            for (int y = 0; y < 4; ++y) {
-                const int e = l.g + (y / 2) * 8;
-                if (e < cols) state[(8 * x + 2 * l.t + y % 2) * kDim + e] = s[x][y];
-            }
+            for (int y = 0; y < 4; ++y)
+                state[(8 * x + 2 * l.t + y % 2) * kDim + l.g + (y / 2) * 8] = s[x][y];
     }
     __device__ void scale(float factor) {
 #pragma unroll
@@ -183,11 +178,14 @@ __device__ inline void add_tile(State<kDim>& state, const Values& values, const 
 using Fragments = float[kTile / 8][4];
 
 /// out^T[e][i] = S^T q^T of the warp's 16 columns e, and scores^T[j][i] = k q^T of the warp's 16
-/// rows j: one pass over q, which is the B operand of both. Scores with i < 16 warp stay 0.
-template <int kDim>
+/// rows j: one pass over q, which is the B operand of both. Scores above the diagonal are computed
+/// too: the first warp needs all of its own, and the others would only wait for it. between(step)
+/// is called once for each 16 dims; what it issues fills the gaps between matrix instructions.
+template <int kDim, typename Between>
 __device__ inline void multiply_queries(const State<kDim>& state, std::uint32_t tile, const Lane& l,
-                                        Fragments& out, Fragments& scores) {
+                                        Fragments& out, Fragments& scores, const Between& between) {
     using L = Layout<kDim>;
+    constexpr int kBlocks = kTile / 16;
     const std::uint32_t queries =
         tile + chunk_offset<L::kChunks>(l.chunk_first_row(), l.chunk_first_chunk());
     const std::uint32_t keys =
@@ -199,17 +197,19 @@ __device__ inline void multiply_queries(const State<kDim>& state, std::uint32_t 
         for (int y = 0; y < 4; ++y) out[n][y] = scores[n][y] = 0.0F;
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
-        std::uint32_t s[4], k[4];
+        std::uint32_t s[4], k[4], q[kBlocks][4];
         ldmatrix4(k, keys ^ (32 * step));
-        state.operand(step, s);
 #pragma unroll
-        for (int i = 0; i < kTile / 16; ++i) {  // B: k = dims c, n = rows i
-            std::uint32_t q[4];
-            ldmatrix4(q, (queries ^ (32 * step)) + i * 16 * L::kPitch);
-            mma_bf16(out[2 * i], s, q[0], q[1]);
-            mma_bf16(out[2 * i + 1], s, q[2], q[3]);
-            mma_bf16_if(i >= l.warp, scores[2 * i], k, q[0], q[1]);
-            mma_bf16_if(i >= l.warp, scores[2 * i + 1], k, q[2], q[3]);
+        for (int i = 0; i < kBlocks; ++i)  // B: k = dims c, n = rows i
+            ldmatrix4(q[i], (queries ^ (32 * step)) + i * 16 * L::kPitch);
+        state.operand(step, s);
+        between(step);
+#pragma unroll
+        for (int i = 0; i < kBlocks; ++i) {
+            mma_bf16(scores[2 * i], k, q[i][0], q[i][1]);
+            mma_bf16(scores[2 * i + 1], k, q[i][2], q[i][3]);
+            mma_bf16(out[2 * i], s, q[i][0], q[i][1]);
+            mma_bf16(out[2 * i + 1], s, q[i][2], q[i][3]);
         }
     }
 }
@@ -229,13 +229,13 @@ struct ScoreDecays {
     }
 };
 
-/// Masks and weighs the scores of the warp and leaves them as bf16 [j][i] (8 chunks a row).
+/// Masks and weighs the scores of the warp and leaves them as bf16 [j][i] (8 chunks a row), with
+/// zeros where j > i.
 __device__ inline void store_scores(const Fragments& scores, const ScoreDecays& d,
                                     const float* blocks, char* to, const Lane& l) {
     const std::uint32_t at = chunk_offset<8>(16 * l.warp + l.g, 0) + 4 * l.t;
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
-        if (n < 2 * l.warp) continue;  // never read
 #pragma unroll
         for (int half = 0; half < 2; ++half) {        // j = 16 warp + 8 half + g
             const int apart = n - 2 * l.warp - half;  // blocks of eight between i and j
