@@ -95,18 +95,18 @@ struct State {
     }
     /// state: [kDim (c), kDim (e)] at the warp's first column.
     __device__ void load(const float* state, const Lane& l) {
+        const float* const from = state + 2 * l.t * kDim + l.g;
 #pragma unroll
         for (int x = 0; x < kDim / 8; ++x)
 #pragma unroll
-            for (int y = 0; y < 4; ++y)
-                s[x][y] = state[(8 * x + 2 * l.t + y % 2) * kDim + l.g + (y / 2) * 8];
+            for (int y = 0; y < 4; ++y) s[x][y] = from[(8 * x + y % 2) * kDim + (y / 2) * 8];
     }
     __device__ void store(float* state, const Lane& l) const {
+        float* const to = state + 2 * l.t * kDim + l.g;
 #pragma unroll
         for (int x = 0; x < kDim / 8; ++x)
 #pragma unroll
-            for (int y = 0; y < 4; ++y)
-                state[(8 * x + 2 * l.t + y % 2) * kDim + l.g + (y / 2) * 8] = s[x][y];
+            for (int y = 0; y < 4; ++y) to[(8 * x + y % 2) * kDim + (y / 2) * 8] = s[x][y];
     }
     __device__ void scale(float factor) {
 #pragma unroll
