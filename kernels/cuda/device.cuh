@@ -160,4 +160,30 @@ __device__ inline std::uint32_t pack_bf16(float low, float high) {
     return *reinterpret_cast<const std::uint32_t*>(&v);
 }
 
+// ---- forms that take a shared address (lane offsets are combined by xor before the access)
+
+__device__ inline void ldmatrix4(std::uint32_t (&r)[4], std::uint32_t row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row_address)
+                 : "memory");
+}
+__device__ inline void ldmatrix4_transposed(std::uint32_t (&r)[4], std::uint32_t row_address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row_address)
+                 : "memory");
+}
+__device__ inline void cp_async16(std::uint32_t shared_to, const void* global, int bytes = 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_to), "l"(global),
+                 "r"(bytes)
+                 : "memory");
+}
+/// An 8x8 matrix of 16-bit values spread over a warp as ldmatrix leaves it, transposed.
+__device__ inline std::uint32_t transpose8x8(std::uint32_t v) {
+    std::uint32_t r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+    return r;
+}
+
 }  // namespace longview::kernels::cuda

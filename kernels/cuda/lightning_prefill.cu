@@ -1,0 +1,405 @@
+// The blocked form of lightning attention (model-spec 3.5; Qin et al. 2024, arXiv:2401.04658).
+//
+// A block of four warps takes one head, 64 columns of v and a run of tiles of 64 rows. With w(t) =
+// exp(-slope t), S the state before the tile and m the tile's rows:
+//   O[i]  = w(i + 1) q_i^T S + sum over j <= i of bf16(w(i - j) q_i.k_j) v_j
+//   S'    = w(m) S + sum over j of k_j bf16(w(m - 1 - j) v_j)^T
+// S and all sums are fp32; as an operand of q^T S, S is rounded to bf16. Everything is computed
+// transposed, 16 columns of v a warp: the fp32 state of a warp then has, in its registers, the
+// layout of an A operand, and neither it nor the weighted v goes through shared memory. Only the
+// scores do, 16 rows of k a warp.
+//
+// Cost of a tile at head_dim 128, for the block: 848 matrix instructions, 344 ldmatrix4
+// (1400 cycles of shared memory), 40 KB of tiles (320 cycles). q and k are read by both blocks of a
+// head, the second time from L2.
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/lightning.h"
+#include "kernels/cuda/lightning_prefill.cuh"
+#include "kernels/runtime/error.h"
+
+namespace longview::kernels::cuda {
+namespace lightning {
+namespace {
+
+struct PrefillArgs {
+    const bf16* qkv;
+    int qkv_stride_bytes;
+    bool out_aligned;  // to 16 bytes, all rows
+    bf16* out;
+    std::int64_t out_stride;
+    const float* slopes;
+    const float* state_in;  // [segments, heads, kDim, kDim]
+    float* state_out;       // outputs: [heads, kDim, kDim]; states: [segments - 1, heads, ...]
+    std::int64_t rows;
+    int first_in_tile;  // position of the first row in its tile
+    int tiles, segment_tiles;
+    int heads;
+};
+
+/// Rows [first, first + count) of the call make up tile `tile`.
+struct TileRows {
+    std::int64_t first;
+    int count;
+    __host__ __device__ TileRows(const PrefillArgs& a, int tile) {
+        const std::int64_t begin = std::int64_t{tile} * kTile - a.first_in_tile;
+        const std::int64_t end = begin + kTile < a.rows ? begin + kTile : a.rows;
+        first = begin > 0 ? begin : 0;
+        count = static_cast<int>(end - first);
+    }
+};
+
+/// Rows of the segment's tiles [first, last).
+__host__ __device__ inline std::int64_t rows_of(const PrefillArgs& a, int first, int last) {
+    const TileRows end(a, last - 1);
+    return end.first + end.count - TileRows(a, first).first;
+}
+
+/// Copies one tile into shared memory, 16 bytes a thread at a time; rows the tile lacks become
+/// zeros. A warp brings a few rows at a time, of kGroup chunks that lie side by side in memory.
+template <int kDim>
+struct TileLoader {
+    using L = Layout<kDim>;
+    static constexpr int kValueChunks = (kDim < kSlice ? kDim : kSlice) / 8;
+
+    const char* row;  // the tile's first row, the head's q
+    const char* values;
+    int stride_bytes;
+    int count;  // 0: the tile does not exist
+    std::uint32_t to;
+    int lane, warp;
+
+    __device__ TileLoader(const PrefillArgs& a, int head, int slice, int tile, int last,
+                          std::uint32_t to_, const Lane& l)
+        : stride_bytes(a.qkv_stride_bytes), to(to_), lane(l.id), warp(l.warp) {
+        const TileRows rows(a, tile < last ? tile : last - 1);
+        count = tile < last ? rows.count : 0;
+        row = reinterpret_cast<const char*>(a.qkv + std::int64_t{head} * 3 * kDim) +
+              rows.first * stride_bytes;
+        values = row + 4 * kDim + slice * kSlice * 2;
+    }
+
+    /// Step `i` of copying kGroup chunks a row from `from`; kChunks of them make a row of a part in
+    /// shared memory, the others go kPart bytes further.
+    template <int kChunks, int kGroup, int kPart>
+    __device__ void copy(const char* from, std::uint32_t part, int i) const {
+        static_assert(kWarp % kGroup == 0 && kGroup % kChunks == 0);
+        constexpr int kRows = kWarp / kGroup;
+        constexpr int kStep = kRows * kWarps;
+        static_assert(kStep % 4 == 0 && (kStep % 8 == 0 || kChunks >= 8));
+        const int first = warp * kRows + lane / kGroup;  // below kStep
+        const int r = i * kStep + first;
+        // chunk_offset(r, ...): the bits of r that permute are those of i * kStep and of first.
+        const std::uint32_t at =
+            (chunk_offset<kChunks>(first, lane % kChunks) ^ ((i * kStep & 7) * 16)) +
+            i * kStep * kChunks * 16 + (lane % kGroup / kChunks) * kPart;
+        // The address of a row that is not there is formed, but nothing is read.
+        cp_async16(part + at,
+                   from + 16 * (lane % kGroup) + std::int64_t{first} * stride_bytes +
+                       std::int64_t{i * kStep} * stride_bytes,
+                   r < count ? 16 : 0);
+    }
+    static constexpr int kQueryKeySteps = kTile / (kWarp / (2 * L::kChunks) * kWarps);
+    static constexpr int kKeySteps = kTile / (kWarp / L::kChunks * kWarps);
+    static constexpr int kValueSteps = kTile / (kWarp / kValueChunks * kWarps);
+    static_assert(kQueryKeySteps == 2 * (kDim / 16) && kValueSteps <= kDim / 16);
+
+    /// Part `step` of kDim / 16 of the copies of q, k and v.
+    __device__ void part(int step) const {
+        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step);
+        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step + 1);
+        if (step < kValueSteps) copy_values(step);
+    }
+    /// k and v only.
+    __device__ void keys_and_values() const {
+#pragma unroll
+        for (int i = 0; i < kKeySteps; ++i)
+            copy<L::kChunks, L::kChunks, 0>(row + 2 * kDim, to + L::kKeys, i);
+#pragma unroll
+        for (int i = 0; i < kValueSteps; ++i) copy_values(i);
+    }
+
+  private:
+    /// Rows of kSlice columns in shared memory; where a head has fewer, the warps beyond them
+    /// compute on whatever lies there and store nothing.
+    __device__ void copy_values(int i) const {
+        constexpr int kStep = kWarp / kValueChunks * kWarps;
+        static_assert(kStep % 8 == 0);
+        const int first = warp * (kWarp / kValueChunks) + lane / kValueChunks;
+        const int chunk = lane % kValueChunks;
+        cp_async16(
+            to + L::kValues + chunk_offset<kSlice / 8>(first, chunk) + i * kStep * kSlice * 2,
+            values + 16 * chunk + std::int64_t{first} * stride_bytes +
+                std::int64_t{i * kStep} * stride_bytes,
+            i * kStep + first < count ? 16 : 0);
+    }
+};
+
+/// Writes a tile's outputs from shared memory, rows of up to 128 bytes.
+template <int kDim>
+__device__ inline void write_outputs(const PrefillArgs& a, int head, int slice, int tile,
+                                     const char* staged) {
+    constexpr int kRowChunks = (kDim < kSlice ? kDim : kSlice) / 8;
+    const TileRows rows(a, tile);
+    const int thread = static_cast<int>(threadIdx.x);
+    bf16* const out =
+        a.out + rows.first * a.out_stride + std::int64_t{head} * kDim + slice * kSlice;
+    constexpr int kSteps = kTile * 8 / kThreads;
+    const int chunk = thread % 8;
+    if (kRowChunks == 8 && a.out_aligned && rows.count == kTile) {
+        Bf16x8 v[kSteps];
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i)
+            v[i] = *reinterpret_cast<const Bf16x8*>(
+                staged + chunk_offset<8>(thread / 8 + i * (kThreads / 8), chunk));
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i)
+            store8(out + (thread / 8 + i * (kThreads / 8)) * a.out_stride + 8 * chunk, v[i]);
+        return;
+    }
+    if (chunk >= kRowChunks) return;
+#pragma unroll 1
+    for (int row = thread / 8; row < rows.count; row += kThreads / 8) {
+        const Bf16x8 v = *reinterpret_cast<const Bf16x8*>(staged + chunk_offset<8>(row, chunk));
+        bf16* const to = out + row * a.out_stride + 8 * chunk;
+        if (a.out_aligned) {
+            store8(to, v);
+        } else {
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+                to[2 * x] = v.pair[x].x;
+                to[2 * x + 1] = v.pair[x].y;
+            }
+        }
+    }
+}
+
+/// grid (slices of a head * heads, segments; kStatesOnly: segments - 1).
+///   kStatesOnly: state_out[segment] = what the segment's rows add to the state at its end.
+///   else: outputs, from state_in[segment] on; the last segment stores the state after it.
+template <int kDim, int kStages, bool kStatesOnly>
+__global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const PrefillArgs a) {
+    using L = Layout<kDim>;
+    constexpr int kSlices = kDim > kSlice ? kDim / kSlice : 1;
+    static_assert(kDim % 32 == 0 && (kDim <= kSlice || kDim % kSlice == 0));
+    extern __shared__ __align__(1024) char shared[];
+    char* const scores = shared + kStages * L::kTileBytes;
+    char* const staged = scores + L::kSquare;
+    const Decays decays(staged + L::kSquare);
+    const Lane l;
+    const int slice = static_cast<int>(blockIdx.x) % kSlices;
+    const int head = static_cast<int>(blockIdx.x) / kSlices;
+    const int segment = static_cast<int>(blockIdx.y);
+    const float slope = a.slopes[head];
+    const std::uint32_t tiles = shared_address(shared);
+
+    const int last = min((segment + 1) * a.segment_tiles, a.tiles);
+    int first = segment * a.segment_tiles;
+    if constexpr (kStatesOnly) {
+        // Rows this many tiles before the end weigh exp(-104) or less, which is 0 in fp32.
+        const float tiles_that_count = 104.0F / (slope * kTile) + 2.0F;
+        if (tiles_that_count < static_cast<float>(last - first))
+            first = last - static_cast<int>(tiles_that_count);
+    }
+
+    const auto loader = [&](int tile, int stage) {
+        return TileLoader<kDim>(a, head, slice, tile, last, tiles + stage * L::kTileBytes, l);
+    };
+    for (int i = 0; i < kStages - 1; ++i) {
+        const auto load = loader(first + i, i);
+        if constexpr (kStatesOnly) {
+            load.keys_and_values();
+        } else {
+#pragma unroll
+            for (int step = 0; step < kDim / 16; ++step) load.part(step);
+        }
+        cp_async_commit();
+    }
+    decays.fill(slope, static_cast<int>(threadIdx.x));
+    const ScoreDecays score_decays(slope, l);
+
+    const int first_col = slice * kSlice + 16 * l.warp;
+    const bool has_columns = kDim >= kSlice || first_col < kDim;
+    const std::int64_t head_at = std::int64_t{head} * kDim * kDim + first_col;
+    const std::int64_t segment_floats = std::int64_t{a.heads} * kDim * kDim;
+    State<kDim> state;
+    if (kStatesOnly || !has_columns)
+        state.zero();
+    else
+        state.load(a.state_in + std::int64_t{segment} * segment_floats + head_at, l);
+
+    int stage = 0;
+    for (int tile = first; tile < last; ++tile) {
+        cp_async_wait<kStages - 2>();
+        // This tile is in place; everyone is done with the last one's scores, q, k and v, and has
+        // staged its outputs.
+        __syncthreads();
+        const auto next = loader(tile + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
+        const std::uint32_t at = tiles + stage * L::kTileBytes;
+        stage = stage == kStages - 1 ? 0 : stage + 1;
+        const int count = TileRows(a, tile).count;
+
+        Fragments out;
+        if constexpr (kStatesOnly) {
+            next.keys_and_values();
+        } else {
+            if (tile > first) write_outputs<kDim>(a, head, slice, tile - 1, staged);
+            Fragments products;
+            multiply_queries<kDim>(state, at, l, out, products, [&](int step) { next.part(step); });
+            store_scores(products, score_decays, decays.blocks, scores, l);
+        }
+        cp_async_commit();
+        Values values;
+        values.load(at + L::kValues, l);
+        state.scale(decays.from_start[count - 1]);
+        add_tile<kDim>(state, values, decays.to_end + (kTile - count), at + L::kKeys, l);
+        if constexpr (!kStatesOnly) {
+            __syncthreads();  // the scores of all warps are there; the staged outputs are written
+            add_scores(out, values, decays.from_start, shared_address(scores), l);
+            stage_outputs(out, staged, l);
+        }
+    }
+    cp_async_wait<0>();
+    if constexpr (!kStatesOnly) {
+        __syncthreads();
+        write_outputs<kDim>(a, head, slice, last - 1, staged);
+        if (last == a.tiles && has_columns) state.store(a.state_out + head_at, l);
+    } else if (has_columns) {
+        state.store(a.state_out + std::int64_t{segment} * segment_floats + head_at, l);
+    }
+}
+
+/// grid covers heads * dims * dims. On entry states[x] (x < segments - 1) is what segment x adds;
+/// on return it is the state segment x begins with, given the one before the call.
+__global__ void lightning_scan_kernel(const PrefillArgs a, const float* before, float* states,
+                                      int segments, int state_size) {
+    const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    const std::int64_t count = std::int64_t{a.heads} * state_size;
+    if (i >= count) return;
+    const float slope = a.slopes[i / state_size];
+    float carry = before[i];
+    for (int x = 0; x < segments; ++x) {
+        const float added = x + 1 < segments ? states[x * count + i] : 0.0F;
+        states[x * count + i] = carry;
+        if (x + 1 == segments) break;
+        const int first = x * a.segment_tiles;
+        const auto rows = static_cast<float>(rows_of(a, first, first + a.segment_tiles));
+        carry = fmaf(expf(-slope * rows), carry, added);
+    }
+}
+
+template <int kDim, int kStages, bool kStatesOnly>
+void launch_prefill(const Context& c, const PrefillArgs& a, std::int64_t segments) {
+    constexpr int kBytes = Layout<kDim>::bytes(kStages);
+    constexpr int kSlices = kDim > kSlice ? kDim / kSlice : 1;
+    const auto kernel = lightning_prefill_kernel<kDim, kStages, kStatesOnly>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+          "shared memory of lightning_prefill");
+    const dim3 grid(static_cast<unsigned>(a.heads * kSlices), static_cast<unsigned>(segments));
+    kernel<<<grid, kThreads, kBytes, c.stream>>>(a);
+    check_launch("lightning_prefill");
+}
+
+template <int kDim, int kStages>
+void launch_segments(const Context& c, PrefillArgs a, float* state) {
+    const std::int64_t segments = (std::int64_t{a.tiles} + a.segment_tiles - 1) / a.segment_tiles;
+    LONGVIEW_CHECK(segments <= 65535, "so many segments do not fit a launch");
+    a.state_in = state;
+    if (segments > 1) {
+        const std::int64_t state_size = kDim * kDim;
+        const std::int64_t count = a.heads * state_size;
+        auto* const states = c.scratch->take_array<float>(segments * count);
+        a.state_out = states;
+        launch_prefill<kDim, kStages, true>(c, a, segments - 1);
+        constexpr int kScanThreads = 128;
+        const auto blocks = static_cast<unsigned>((count + kScanThreads - 1) / kScanThreads);
+        lightning_scan_kernel<<<blocks, kScanThreads, 0, c.stream>>>(
+            a, state, states, static_cast<int>(segments), static_cast<int>(state_size));
+        check_launch("lightning_scan");
+        a.state_in = states;
+    }
+    a.state_out = state;
+    launch_prefill<kDim, kStages, false>(c, a, segments);
+}
+
+template <int kDim>
+void launch_stages(const Context& c, const PrefillArgs& a, float* state, int stages) {
+    if (stages >= 3)
+        launch_segments<kDim, 3>(c, a, state);
+    else
+        launch_segments<kDim, 2>(c, a, state);
+}
+
+std::size_t shared_bytes(int head_dim, int stages) {
+    switch (head_dim) {
+        case 32:
+            return static_cast<std::size_t>(Layout<32>::bytes(stages));
+        case 64:
+            return static_cast<std::size_t>(Layout<64>::bytes(stages));
+        case 128:
+            return static_cast<std::size_t>(Layout<128>::bytes(stages));
+        default:
+            throw Error(Category::kUnsupported,
+                        "Lightning attention on a GPU needs heads of 32, 64 or 128 dimensions.");
+    }
+}
+
+}  // namespace
+}  // namespace lightning
+
+LightningPlan plan_lightning(int heads, int head_dim, std::int64_t tiles,
+                             const DeviceLimits& device) {
+    LightningPlan plan;
+    plan.stages = device.shared_memory_bytes >= lightning::shared_bytes(head_dim, 3) ? 3 : 2;
+    if (device.shared_memory_bytes < lightning::shared_bytes(head_dim, plan.stages))
+        throw Error(Category::kUnsupported,
+                    "This GPU has too little shared memory for lightning attention.");
+    plan.segment_tiles = std::max<std::int64_t>(tiles, 1);
+    // Blocks that a head's columns alone make, and those that find room at a time: one an SM, or
+    // two where their tiles are small.
+    const std::int64_t columns = std::int64_t{heads} * std::max(1, head_dim / lightning::kSlice);
+    const std::int64_t room = std::int64_t{device.sm_count} * (head_dim <= 64 ? 2 : 1);
+    constexpr std::int64_t kShortest = 4;  // tiles of a segment
+    const std::int64_t segments = std::min(room / columns, tiles / kShortest);
+    if (segments < 2) return plan;
+    const std::int64_t segment_tiles = (tiles + segments - 1) / segments;
+    // In tiles' times: a state costs about half of an output, and three launches instead of one
+    // with the scan between them about ten tiles.
+    if (segment_tiles + segment_tiles / 2 + 10 >= tiles) return plan;
+    plan.segment_tiles = segment_tiles;
+    plan.segments = (tiles + segment_tiles - 1) / segment_tiles;
+    return plan;
+}
+
+void lightning_prefill(const Context& c, const LightningParams& p, const LightningPlan& plan) {
+    if (p.qkv.rows == 0) return;
+    lightning::PrefillArgs a{};
+    a.qkv = static_cast<const bf16*>(p.qkv.data);
+    a.qkv_stride_bytes = static_cast<int>(p.qkv.stride * 2);
+    a.out_aligned = reinterpret_cast<std::uintptr_t>(p.out.data) % 16 == 0 && p.out.stride % 8 == 0;
+    a.out = static_cast<bf16*>(p.out.data);
+    a.out_stride = p.out.stride;
+    a.slopes = p.slopes;
+    a.rows = p.qkv.rows;
+    a.first_in_tile = static_cast<int>(p.position % kLightningTile);
+    const std::int64_t tiles = lightning_tiles(p.position, p.qkv.rows);
+    LONGVIEW_CHECK(tiles < (1 << 30), "more rows than a call can have");
+    a.tiles = static_cast<int>(tiles);
+    a.segment_tiles = static_cast<int>(std::min(plan.segment_tiles, tiles));
+    a.heads = p.heads;
+    LONGVIEW_CHECK(plan.segment_tiles >= 1 && plan.stages >= 2, "a plan needs tiles and stages");
+    switch (p.head_dim) {
+        case 32:
+            return lightning::launch_stages<32>(c, a, p.state, plan.stages);
+        case 64:
+            return lightning::launch_stages<64>(c, a, p.state, plan.stages);
+        case 128:
+            return lightning::launch_stages<128>(c, a, p.state, plan.stages);
+        default:
+            lightning::shared_bytes(p.head_dim, 2);  // says what is supported
+    }
+}
+
+}  // namespace longview::kernels::cuda
