@@ -31,7 +31,8 @@ __device__ std::uint32_t hash(std::uint64_t i, std::uint64_t seed) {
 /// About normal: the sum of the four bytes of a hash has a variance of 4 * 5461.25.
 __device__ float normal(std::uint64_t i, std::uint64_t seed) {
     const std::uint32_t h = hash(i, seed);
-    const int sum = static_cast<int>((h & 0xFFU) + (h >> 8 & 0xFFU) + (h >> 16 & 0xFFU) + (h >> 24));
+    const int sum =
+        static_cast<int>((h & 0xFFU) + (h >> 8 & 0xFFU) + (h >> 16 & 0xFFU) + (h >> 24));
     return static_cast<float>(sum - 510) * (1.0F / 147.8F);
 }
 
@@ -116,7 +117,8 @@ double median_seconds(cudaStream_t stream, const std::function<void(int)>& work,
         spent += seconds;
     }
     if (graph != nullptr) cudaGraphExecDestroy(graph);
-    std::nth_element(samples.begin(), samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2),
+    std::nth_element(samples.begin(),
+                     samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2),
                      samples.end());
     return samples[samples.size() / 2];
 }
@@ -129,12 +131,14 @@ int rotation(std::size_t bytes_each, std::size_t minimum) {
         check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "device");
         minimum = std::size_t{4} * static_cast<std::size_t>(l2);
     }
-    return static_cast<int>(std::max<std::size_t>(2, minimum / std::max<std::size_t>(1, bytes_each) + 1));
+    return static_cast<int>(
+        std::max<std::size_t>(2, minimum / std::max<std::size_t>(1, bytes_each) + 1));
 }
 
 void fill_random_bf16(void* data, std::size_t count, float scale, std::uint64_t seed,
                       cudaStream_t stream) {
-    fill_kernel<<<16 * sm_count(), kThreads, 0, stream>>>(static_cast<bf16*>(data), count, scale, seed);
+    fill_kernel<<<16 * sm_count(), kThreads, 0, stream>>>(static_cast<bf16*>(data), count, scale,
+                                                          seed);
     cuda::check_launch("fill");
 }
 void fill_random_f32(float* data, std::size_t count, float scale, std::uint64_t seed,
@@ -152,13 +156,15 @@ Ceilings measure_ceilings(cudaStream_t stream) {
     check(cudaMalloc(&to, kBytes), "bench memory");
     fill_random_bf16(from, kBytes / 2, 1.0F, 1, stream);
     fill_random_bf16(to, kBytes / 2, 1.0F, 2, stream);
-    c.copy_bytes_per_second = 2.0 * kBytes / median_seconds(stream, [&](int) {
-        check(cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, stream), "copy");
-    });
-    c.read_bytes_per_second = 1.0 * kBytes / median_seconds(stream, [&](int) {
-        read_kernel<<<8 * sm_count(), 512, 0, stream>>>(static_cast<const uint4*>(from), kBytes / 16,
-                                                       static_cast<std::uint32_t*>(to));
-    });
+    c.copy_bytes_per_second =
+        2.0 * kBytes / median_seconds(stream, [&](int) {
+            check(cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, stream), "copy");
+        });
+    c.read_bytes_per_second =
+        1.0 * kBytes / median_seconds(stream, [&](int) {
+            read_kernel<<<8 * sm_count(), 512, 0, stream>>>(
+                static_cast<const uint4*>(from), kBytes / 16, static_cast<std::uint32_t*>(to));
+        });
 
     constexpr std::int64_t kSide = 8192;
     const cuda::Stream unused;
@@ -175,8 +181,8 @@ Ceilings measure_ceilings(cudaStream_t stream) {
         {.weight = {static_cast<std::byte*>(from) + kSide * kSide * 2, DType::kBF16, kSide, kSide},
          .out = {to, DType::kBF16, kSide, kSide, kSide}}};
     c.bf16_flops = 2.0 * kSide * kSide * kSide / median_seconds(stream, [&](int) {
-        cuda::norm_linear(context, {.x = x, .outputs = outputs});
-    });
+                       cuda::norm_linear(context, {.x = x, .outputs = outputs});
+                   });
     check(cudaFree(from), "bench memory");
     check(cudaFree(to), "bench memory");
     std::printf("ceilings: copy %.2f TB/s, read %.2f TB/s, bf16 product %.0f TFLOP/s\n",
@@ -193,8 +199,8 @@ Report::~Report() {
     if (json_path_.empty()) return;
     std::ofstream file(json_path_);
     file << "{\"family\": \"" << family_ << "\", \"copy\": " << ceilings_.copy_bytes_per_second
-         << ", \"read\": " << ceilings_.read_bytes_per_second << ", \"bf16\": " << ceilings_.bf16_flops
-         << ", \"rows\": [" << json_ << "]}\n";
+         << ", \"read\": " << ceilings_.read_bytes_per_second
+         << ", \"bf16\": " << ceilings_.bf16_flops << ", \"rows\": [" << json_ << "]}\n";
 }
 void Report::add(const std::string& name, double seconds, double bytes, double flops) {
     const double limit =

@@ -35,8 +35,8 @@ void fill_random_bf16(void* data, std::size_t count, float scale, std::uint64_t 
 void fill_random_f32(float* data, std::size_t count, float scale, std::uint64_t seed,
                      cudaStream_t stream);
 
-/// One line of the table and of the JSON file: what, size, seconds, TB/s, TFLOP/s, share of the limit
-/// (the larger of bytes over the read ceiling and operations over the matrix ceiling).
+/// One line of the table and of the JSON file: what, size, seconds, TB/s, TFLOP/s, share of the
+/// limit (the larger of bytes over the read ceiling and operations over the matrix ceiling).
 class Report {
   public:
     Report(std::string family, const Ceilings& ceilings, std::string json_path);

@@ -4,9 +4,10 @@
 namespace longview::kernels {
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions&) {
-    throw Error(Category::kUnsupported,
-                "this program was built without CUDA; build it where the CUDA toolkit is installed, "
-                "or use --device cpu");
+    throw Error(
+        Category::kUnsupported,
+        "this program was built without CUDA; build it where the CUDA toolkit is installed, "
+        "or use --device cpu");
 }
 
 }  // namespace longview::kernels

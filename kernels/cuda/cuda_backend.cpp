@@ -316,8 +316,8 @@ void CudaBackend::step(const StepCall& call, const std::function<void()>& body) 
 std::int32_t CudaBackend::sample(const SampleParams& p) {
     begin("sample");
     SampleParams on_device = p;
-    const bool penalised = p.repetition_penalty != 1.0F || p.presence_penalty != 0.0F ||
-                           p.frequency_penalty != 0.0F;
+    const bool penalised =
+        p.repetition_penalty != 1.0F || p.presence_penalty != 0.0F || p.frequency_penalty != 0.0F;
     if (penalised && p.history_length > 0) {
         const std::span history(p.history, static_cast<std::size_t>(p.history_length));
         for (const std::int32_t id : history)

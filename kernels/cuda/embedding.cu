@@ -107,7 +107,8 @@ void embed(const Context& c, const WeightView& table, const std::int32_t* ids, M
     LONGVIEW_CHECK(ids != nullptr || (c.step != nullptr && out.rows == 1),
                    "the id of a step is a single one");
     if (out.rows == 0) return;
-    const int threads = static_cast<int>(std::min<std::int64_t>(kThreads, (out.cols + 31) / 32 * 32));
+    const int threads =
+        static_cast<int>(std::min<std::int64_t>(kThreads, (out.cols + 31) / 32 * 32));
     with_type(table.dtype, [&](auto* from) {
         using From = std::remove_cv_t<std::remove_pointer_t<decltype(from)>>;
         with_activation_type(out.dtype, [&](auto* to) {
@@ -137,14 +138,14 @@ void gather_rows(const Context& c, ConstMatrix table, const float* fallback,
 void convert(const Context& c, const void* from, DType from_dtype, void* to, DType to_dtype,
              std::int64_t count) {
     if (count == 0) return;
-    const auto blocks = static_cast<unsigned>(
-        std::min<std::int64_t>((count + kThreads - 1) / kThreads, std::int64_t{16} * c.device.sm_count));
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(
+        (count + kThreads - 1) / kThreads, std::int64_t{16} * c.device.sm_count));
     with_type(from_dtype, [&](auto* f) {
         using From = std::remove_cv_t<std::remove_pointer_t<decltype(f)>>;
         with_activation_type(to_dtype, [&](auto* t) {
             using To = std::remove_pointer_t<decltype(t)>;
             convert_kernel<<<blocks, kThreads, 0, c.stream>>>(static_cast<const From*>(from),
-                                                             static_cast<To*>(to), count);
+                                                              static_cast<To*>(to), count);
         });
     });
     check_launch("convert");

@@ -2,8 +2,8 @@
 // form does it: which ids pass the filters is a prefix of the ranking by value (the lower id first
 // among equals), and the draw walks those ids in order of id.
 //
-// Weights are summed as integers (2^40 is the largest weight), so sums do not depend on the order in
-// which threads add, and a run repeats exactly.
+// Weights are summed as integers (2^40 is the largest weight), so sums do not depend on the order
+// in which threads add, and a run repeats exactly.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -71,9 +71,10 @@ struct Penalties {
 
 /// values = logits after suppression and penalties; the best of each block; broken: an id whose
 /// score is NaN or +inf, or -1.
-__global__ void score_kernel(const float* logits, std::int32_t vocab, const std::uint8_t* suppressed,
-                             const std::int32_t* counts, Penalties penalties, float* values,
-                             Best* bests, std::int32_t* broken) {
+__global__ void score_kernel(const float* logits, std::int32_t vocab,
+                             const std::uint8_t* suppressed, const std::int32_t* counts,
+                             Penalties penalties, float* values, Best* bests,
+                             std::int32_t* broken) {
     __shared__ Best shared[kScoreThreads / kWarp];
     constexpr float kNever = -INFINITY;
     Best best{kNever, vocab};
@@ -96,7 +97,8 @@ __global__ void score_kernel(const float* logits, std::int32_t vocab, const std:
     if (threadIdx.x == 0) bests[blockIdx.x] = best;
 }
 
-/// Ids at the front of the ranking: all with a larger key, and the first `ties` of those with `key`.
+/// Ids at the front of the ranking: all with a larger key, and the first `ties` of those with
+/// `key`.
 struct Prefix {
     std::uint32_t key = 0;
     std::int64_t ties = 0;
@@ -175,9 +177,10 @@ class Drawer {
         if (before + equal < enough) return limit;
         const Sum each = measure(value_of(known));
         const Sum missing = enough - before;
-        const Prefix found{known, each == 0 ? 0 : static_cast<std::int64_t>((missing + each - 1) / each)};
+        const Prefix found{known,
+                           each == 0 ? 0 : static_cast<std::int64_t>((missing + each - 1) / each)};
         return found.key > limit.key || (found.key == limit.key && found.ties < limit.ties) ? found
-                                                                                           : limit;
+                                                                                            : limit;
     }
 
     /// Sum over the block of each thread's value in front of it (exclusive), and the total.
@@ -249,10 +252,9 @@ class Drawer {
     Shared& shared_;
 };
 
-__global__ void __launch_bounds__(kThreads) draw_kernel(const float* values, std::int32_t vocab,
-                                                        const Best* bests, int blocks,
-                                                        const std::int32_t* broken, bool greedy,
-                                                        Filter f, SampleResult* out) {
+__global__ void __launch_bounds__(kThreads)
+    draw_kernel(const float* values, std::int32_t vocab, const Best* bests, int blocks,
+                const std::int32_t* broken, bool greedy, Filter f, SampleResult* out) {
     __shared__ Shared shared;
     Best best{-INFINITY, vocab};
     for (int i = static_cast<int>(threadIdx.x); i < blocks; i += kThreads)
@@ -322,9 +324,9 @@ void sample(const Context& c, const SampleParams& p, SampleResult* out) {
     auto* const broken = c.scratch->take_array<std::int32_t>(1);
     std::int32_t* counts = nullptr;
     check(cudaMemsetAsync(broken, 0xFF, sizeof(std::int32_t), c.stream), "sample");
-    const bool penalised = p.history_length > 0 &&
-                           (p.repetition_penalty != 1.0F || p.presence_penalty != 0.0F ||
-                            p.frequency_penalty != 0.0F);
+    const bool penalised =
+        p.history_length > 0 &&
+        (p.repetition_penalty != 1.0F || p.presence_penalty != 0.0F || p.frequency_penalty != 0.0F);
     if (penalised) {
         counts = c.scratch->take_array<std::int32_t>(vocab);
         check(cudaMemsetAsync(counts, 0, static_cast<std::size_t>(vocab) * sizeof(std::int32_t),

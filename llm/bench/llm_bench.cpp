@@ -70,8 +70,8 @@ ModelConfig real_config(int layers) {
         t.attn_type_list.push_back(l % 8 == 7 ? AttentionKind::kSoftmax
                                               : AttentionKind::kLightning);
     constexpr float kAlpha = 3.5565588200778455F;
-    t.layernorm_linear_attention_alpha = t.layernorm_full_attention_alpha =
-        t.layernorm_mlp_alpha = kAlpha;
+    t.layernorm_linear_attention_alpha = t.layernorm_full_attention_alpha = t.layernorm_mlp_alpha =
+        kAlpha;
     t.layernorm_linear_attention_beta = t.layernorm_full_attention_beta = t.layernorm_mlp_beta =
         1.0F;
     return c;
@@ -237,12 +237,18 @@ Options parse(int argc, char** argv) {
         const std::string name = argv[i];
         if (++i == argc) usage("a value belongs after " + name);
         const std::string value = argv[i];
-        if (name == "--layers") o.layers = static_cast<int>(number(value));
-        else if (name == "--lengths") o.lengths = numbers(value);
-        else if (name == "--contexts") o.contexts = numbers(value);
-        else if (name == "--steps") o.steps = number(value);
-        else if (name == "--json") o.json = value;
-        else usage("unknown option " + name);
+        if (name == "--layers")
+            o.layers = static_cast<int>(number(value));
+        else if (name == "--lengths")
+            o.lengths = numbers(value);
+        else if (name == "--contexts")
+            o.contexts = numbers(value);
+        else if (name == "--steps")
+            o.steps = number(value);
+        else if (name == "--json")
+            o.json = value;
+        else
+            usage("unknown option " + name);
     }
     if (o.layers < 2) usage("two layers at least");
     return o;
@@ -259,8 +265,7 @@ int run(const Options& options) {
     const Shapes shapes(config.text);
     RandomWeights backend(*device);
     const WeightStore weights(backend, config, shapes);
-    Decoder decoder(backend, config, weights,
-                    {.chunk_tokens = backend.preferred_chunk_tokens()});
+    Decoder decoder(backend, config, weights, {.chunk_tokens = backend.preferred_chunk_tokens()});
     const double scale = static_cast<double>(kRealLayers) / options.layers;
     std::printf("%s; %d layers, %.1f GB of weights; per second for %d layers\n",
                 device->device().name.c_str(), options.layers,
@@ -274,13 +279,15 @@ int run(const Options& options) {
         std::snprintf(text, sizeof(text),
                       "%s{\"kind\": \"%s\", \"tokens\": %lld, \"seconds\": %.9g, "
                       "\"tokens_per_second\": %.9g}",
-                      json.empty() ? "" : ", ", kind, static_cast<long long>(tokens), seconds, rate);
+                      json.empty() ? "" : ", ", kind, static_cast<long long>(tokens), seconds,
+                      rate);
         json += text;
     };
     const auto ids_of = [&](std::int64_t count) {
         std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
         for (std::size_t i = 0; i < ids.size(); ++i)
-            ids[i] = static_cast<std::int32_t>(i * 7919 % static_cast<std::size_t>(config.text.vocab_size));
+            ids[i] = static_cast<std::int32_t>(i * 7919 %
+                                               static_cast<std::size_t>(config.text.vocab_size));
         return ids;
     };
     for (const std::int64_t length : options.lengths) {

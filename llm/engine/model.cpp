@@ -32,7 +32,8 @@ std::string gigabytes(std::uint64_t bytes) {
     return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " GB";
 }
 
-/// Room on a device beside the weights: activations of a chunk, the state and what the driver keeps.
+/// Room on a device beside the weights: activations of a chunk, the state and what the driver
+/// keeps.
 constexpr std::uint64_t kDeviceWorkBytes = 3'000'000'000;
 
 std::unique_ptr<kernels::Backend> make_gpu_backend(const EngineOptions& options,
@@ -41,12 +42,12 @@ std::unique_ptr<kernels::Backend> make_gpu_backend(const EngineOptions& options,
     const kernels::DeviceInfo device = backend->device();
     const std::uint64_t need = weight_bytes + std::min(kDeviceWorkBytes, weight_bytes / 4);
     if (need > device.memory_free_bytes)
-        throw Error(Category::kMemory,
-                    device.name + " has " + gigabytes(device.memory_free_bytes) +
-                        " free, and this model needs " + gigabytes(need) +
-                        " there. Close other programs that use it, or use --device cpu",
-                    {{"needed", std::to_string(need)},
-                     {"free", std::to_string(device.memory_free_bytes)}});
+        throw Error(
+            Category::kMemory,
+            device.name + " has " + gigabytes(device.memory_free_bytes) +
+                " free, and this model needs " + gigabytes(need) +
+                " there. Close other programs that use it, or use --device cpu",
+            {{"needed", std::to_string(need)}, {"free", std::to_string(device.memory_free_bytes)}});
     return backend;
 }
 
@@ -69,8 +70,8 @@ std::unique_ptr<kernels::Backend> make_backend(const EngineOptions& options, Thr
         return make_gpu_backend(options, weight_bytes);
     } catch (const Error& error) {
         if (forced) throw;
-        note = gpus.front().name + " is not used, everything is computed on the CPU: " +
-               error.what();
+        note =
+            gpus.front().name + " is not used, everything is computed on the CPU: " + error.what();
     }
     return kernels::make_cpu_backend(pool);
 }
@@ -140,9 +141,9 @@ Model::Model(const EngineOptions& options, const std::function<void(double)>& pr
                                           std::to_string(config.text.vocab_size) +
                                           " (vocab_size). The files belong to different models");
     format_ = std::make_unique<ChatFormat>(*tokenizer_, config.image_token_index);
-    backend_ = make_backend(options, pool_,
-                            static_cast<std::uint64_t>(checkpoint_->summary().bytes),
-                            info_.device_note);
+    backend_ =
+        make_backend(options, pool_, static_cast<std::uint64_t>(checkpoint_->summary().bytes),
+                     info_.device_note);
     weights_ = std::make_unique<WeightStore>(*backend_, config, *checkpoint_, progress);
     encoder_ = std::make_unique<vision::Encoder>(*backend_, config.vision, config.preprocess,
                                                  *checkpoint_);

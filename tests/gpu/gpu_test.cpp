@@ -117,7 +117,8 @@ void DeviceMemory::check_guards() const {
     std::vector<unsigned char> guard(kGuard);
     for (const std::byte* at : {data_ - kGuard, data_ + size_}) {
         check(cudaMemcpy(guard.data(), at, kGuard, cudaMemcpyDeviceToHost), "test memory");
-        expect(std::all_of(guard.begin(), guard.end(), [](unsigned char b) { return b == kGuardByte; }),
+        expect(std::all_of(guard.begin(), guard.end(),
+                           [](unsigned char b) { return b == kGuardByte; }),
                at < data_ ? "written in front of the memory" : "written behind the memory");
     }
 }

@@ -1,6 +1,6 @@
-// What the GPU tests share. They run on machines that have CUDA and a compiler but no Qt, so this is
-// a small harness of its own: a test program lists cases, each prints one line, the exit status is
-// the number of failed cases (77 without a GPU: skipped).
+// What the GPU tests share. They run on machines that have CUDA and a compiler but no Qt, so this
+// is a small harness of its own: a test program lists cases, each prints one line, the exit status
+// is the number of failed cases (77 without a GPU: skipped).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -33,7 +33,7 @@ class Random {
     std::uint64_t state_;
 };
 
-std::uint16_t to_bf16(float value);   // nearest, ties to even
+std::uint16_t to_bf16(float value);  // nearest, ties to even
 float from_bf16(std::uint16_t bits);
 std::vector<std::uint16_t> to_bf16(std::span<const float> values);
 
@@ -94,8 +94,8 @@ struct Difference {
     double largest = 0.0;
 };
 Difference difference(std::span<const float> got, std::span<const float> want);
-/// Throws with `what` and the figures when the relative difference is above `bound`, sizes differ or
-/// any value of `got` is not finite.
+/// Throws with `what` and the figures when the relative difference is above `bound`, sizes differ
+/// or any value of `got` is not finite.
 void expect_close(const std::string& what, std::span<const float> got, std::span<const float> want,
                   double bound);
 void expect(bool condition, const std::string& what);

@@ -94,7 +94,8 @@ void agrees_with_cpu(std::int64_t tokens) {
     on_gpu.prepare(20);
     on_cpu.prepare(20);
     for (const std::int32_t id : some_ids(20, 4))
-        expect_close("logits of a step", logits_of(models.gpu(), models.gpu().decoder->step(on_gpu, id)),
+        expect_close("logits of a step",
+                     logits_of(models.gpu(), models.gpu().decoder->step(on_gpu, id)),
                      logits_of(models.cpu(), models.cpu().decoder->step(on_cpu, id)), kLogitBound);
 }
 
@@ -147,7 +148,8 @@ void forks_go_their_ways() {
     const auto run = [&](SequenceState state, std::uint64_t seed) {
         state.prepare(10);
         std::vector<float> logits;
-        for (const std::int32_t id : some_ids(10, seed)) logits = logits_of(m, m.decoder->step(state, id));
+        for (const std::int32_t id : some_ids(10, seed))
+            logits = logits_of(m, m.decoder->step(state, id));
         return logits;
     };
     const std::vector<float> first = run(base.fork(), 1);
@@ -185,7 +187,8 @@ void cancels_quickly() {
     const auto ms = [&](Clock::time_point t) {
         return std::chrono::duration<double, std::milli>(t - asked).count();
     };
-    std::printf("        cancelled after %.1f ms, device idle after %.1f ms\n", ms(thrown), ms(idle));
+    std::printf("        cancelled after %.1f ms, device idle after %.1f ms\n", ms(thrown),
+                ms(idle));
     expect(ms(idle) < 100.0, "cancelling took longer than 100 ms");
     expect(state.position() == 0, "a cancelled prefill leaves the state as it was");
     SequenceState again = m.decoder->new_state();

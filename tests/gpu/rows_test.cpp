@@ -37,7 +37,8 @@ void embeds(Device& device, std::int64_t cols, std::int64_t rows, std::size_t sh
             if (i >= cols) {
                 expect(std::isnan(g), "written between the rows");
             } else {
-                expect(g == table[static_cast<std::size_t>(ids[static_cast<std::size_t>(r)] * cols + i)],
+                expect(g == table[static_cast<std::size_t>(ids[static_cast<std::size_t>(r)] * cols +
+                                                           i)],
                        "another value than the table's");
             }
         }
@@ -75,7 +76,8 @@ void gathers(Device& device) {
     for (std::size_t r = 0; r < index.size(); ++r)
         for (std::size_t i = 0; i < kCols; ++i)
             expect(got[r * kCols + i] ==
-                       (index[r] < 0 ? fallback[i] : table[static_cast<std::size_t>(index[r]) * kCols + i]),
+                       (index[r] < 0 ? fallback[i]
+                                     : table[static_cast<std::size_t>(index[r]) * kCols + i]),
                    "another row than the index names");
     out.check_guards();
 }
@@ -95,7 +97,8 @@ void converts(Device& device) {
 
 /// Many draws: the GPU chooses what the CPU chooses. Their sums round differently, so a draw that
 /// falls on the border of two ids may differ, at most once in some thousand.
-void samples(Device& device, std::int64_t vocab, const SampleParams& base, const std::string& what) {
+void samples(Device& device, std::int64_t vocab, const SampleParams& base,
+             const std::string& what) {
     Random random(static_cast<std::uint64_t>(vocab));
     std::vector<float> logits = random.normals(vocab, 3.0F);
     for (std::int64_t i = 0; i < vocab / 7; ++i)  // ties
@@ -104,7 +107,8 @@ void samples(Device& device, std::int64_t vocab, const SampleParams& base, const
     for (std::size_t i = 0; i < suppressed.size(); ++i) suppressed[i] = i % 11 == 3 ? 1 : 0;
     std::vector<std::int32_t> history;
     for (int i = 0; i < 100; ++i)
-        history.push_back(static_cast<std::int32_t>(random.next() % static_cast<std::uint64_t>(vocab)));
+        history.push_back(
+            static_cast<std::int32_t>(random.next() % static_cast<std::uint64_t>(vocab)));
     DeviceMemory on_device = upload_f32(logits);
     DeviceMemory suppressed_device(suppressed.size());
     suppressed_device.write(suppressed.data(), suppressed.size());
@@ -133,8 +137,8 @@ void samples(Device& device, std::int64_t vocab, const SampleParams& base, const
         expect(got[1] == -1, "scores called broken");
         different += got[0] != want ? 1 : 0;
     }
-    expect(different <= 1, what + ": " + std::to_string(different) + " of " + std::to_string(kDraws) +
-                               " draws differ");
+    expect(different <= 1, what + ": " + std::to_string(different) + " of " +
+                               std::to_string(kDraws) + " draws differ");
 }
 
 void names_broken_scores(Device& device) {
@@ -180,11 +184,15 @@ int main(int argc, char** argv) {
         {"top_p 0.9", {.temperature = 1.0F, .top_p = 0.9F}},
         {"min_p", {.temperature = 1.0F, .min_p = 0.05F}},
         {"all filters",
-         {.temperature = 1.2F, .top_k = 300, .top_p = 0.95F, .min_p = 0.01F,
+         {.temperature = 1.2F,
+          .top_k = 300,
+          .top_p = 0.95F,
+          .min_p = 0.01F,
           .repetition_penalty = 1.1F}}};
     for (const std::int64_t vocab : {1, 12, 1000, 2016, 200064})
         for (const Setting& s : settings)
-            cases.push_back({"sample " + std::string(s.name) + ", " + std::to_string(vocab) + " ids",
-                             [vocab, s](Device& d) { samples(d, vocab, s.p, s.name); }});
+            cases.push_back(
+                {"sample " + std::string(s.name) + ", " + std::to_string(vocab) + " ids",
+                 [vocab, s](Device& d) { samples(d, vocab, s.p, s.name); }});
     return run_cases(argc, argv, cases);
 }

@@ -47,8 +47,9 @@ void check(cudaError_t status, const char* what) {
                         "). Start the program again; if it happens again, use --device cpu",
                     std::move(context));
     }
-    throw Error(Category::kDevice, "the GPU reported an error (" + std::string(what) + ": " + text +
-                                       "). Try again, or use --device cpu",
+    throw Error(Category::kDevice,
+                "the GPU reported an error (" + std::string(what) + ": " + text +
+                    "). Try again, or use --device cpu",
                 std::move(context));
 }
 
