@@ -90,11 +90,11 @@ double median_seconds(cudaStream_t stream, const std::function<void(int)>& work,
     const double once = timed([&] { work(turn++); });
 
     // Short work: several calls in one graph, so that the host's pace does not show.
-    constexpr double kShort = 2e-3;
+    constexpr double kShort = 3e-4;
     int batch = 1;
     cudaGraphExec_t graph = nullptr;
     if (once < kShort) {
-        batch = std::clamp(static_cast<int>(kShort / std::max(once, 2e-6)), 4, 200);
+        batch = std::clamp(static_cast<int>(2e-3 / std::max(once, 2e-6)), 4, 200);
         cudaGraph_t recorded = nullptr;
         check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording");
         for (int i = 0; i < batch; ++i) work(turn++);

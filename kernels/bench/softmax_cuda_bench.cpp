@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/bench/cuda_bench.h"
@@ -178,7 +179,8 @@ void measure_vit(Bench& b, bench::Report& report, std::int64_t tiles) {
 
 int main(int argc, char** argv) {
     Bench b;
-    bench::Report report("softmax", bench::measure_ceilings(b.stream), argc > 1 ? argv[1] : "");
+    const bool json = argc == 3 && std::string_view(argv[1]) == "--json";
+    bench::Report report("softmax", bench::measure_ceilings(b.stream), json ? argv[2] : "");
     for (const std::int64_t rows : {4096, 32768})
         measure_softmax(b, report, "prefill n=" + std::to_string(rows), rows, 0);
     measure_softmax(b, report, "prefill n=4096 at 131072", 4096, 131072);

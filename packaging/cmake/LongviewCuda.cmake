@@ -24,7 +24,12 @@ if(NOT LONGVIEW_CUDA STREQUAL "OFF")
 endif()
 if(LONGVIEW_HAVE_CUDA)
     set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    # CMake 3.25 does not know that newer CUDA compilers have C++20.
+    foreach(kind STANDARD EXTENSION)
+        if(NOT CMAKE_CUDA20_${kind}_COMPILE_OPTION)
+            set(CMAKE_CUDA20_${kind}_COMPILE_OPTION "-std=c++20")
+        endif()
+    endforeach()
     # cuBLASLt is opened when a GPU is used, so that a start without one does not load 700 MB.
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     message(STATUS "CUDA ${CUDAToolkit_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}: GPUs are looked for at run time")
