@@ -65,8 +65,10 @@ function(longview_add_test area subject)
     target_link_libraries(${target} PRIVATE longview_settings Qt6::Test ${arg_LINK})
     target_compile_definitions(${target} PRIVATE
         LONGVIEW_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
-        LONGVIEW_DEMO_MODEL="${PROJECT_SOURCE_DIR}/resources/demo-model"
-        $<$<BOOL:${LONGVIEW_SANITIZE}>:LONGVIEW_SANITIZED>)
+        LONGVIEW_DEMO_MODEL="${PROJECT_SOURCE_DIR}/resources/demo-model")
+    if(LONGVIEW_SANITIZE)
+        target_compile_definitions(${target} PRIVATE LONGVIEW_SANITIZED)
+    endif()
     add_test(NAME ${area}.${subject} COMMAND ${target})
     if(NOT arg_TIMEOUT)
         set(arg_TIMEOUT 120)
