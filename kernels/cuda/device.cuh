@@ -34,6 +34,19 @@ __device__ inline Bf16x8 load8_streaming(const bf16* p) {
                  : "l"(p));
     return v;
 }
+/// load8_streaming where `wanted`, else zeros; without a branch.
+__device__ inline Bf16x8 load8_streaming(const bf16* p, bool wanted) {
+    Bf16x8 v;
+    auto* u = reinterpret_cast<std::uint32_t*>(&v);
+    asm volatile(
+        "{\n\t.reg .pred wanted;\n\t"
+        "setp.ne.s32 wanted, %5, 0;\n\t"
+        "mov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\tmov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t"
+        "@wanted ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        : "=&r"(u[0]), "=&r"(u[1]), "=&r"(u[2]), "=&r"(u[3])
+        : "l"(p), "r"(static_cast<int>(wanted)));
+    return v;
+}
 __device__ inline void store8(bf16* p, const Bf16x8& v) {
     *reinterpret_cast<Bf16x8*>(p) = v;
 }

@@ -84,13 +84,8 @@ __device__ __forceinline__ void gemv_stream(const Work& work, GemvRange range, i
         for (int c = 0; c < kChunks; ++c) {
             const int col = ahead_col + c * kGemvChunk;
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-                if (col < cols) {
-                    group[r][c] = load8_streaming(rows[r] + col);
-                } else {
-                    *reinterpret_cast<uint4*>(&group[r][c]) = {0, 0, 0, 0};
-                }
-            }
+            for (int r = 0; r < kRows; ++r)
+                group[r][c] = load8_streaming(rows[r] + col, col < cols);
         }
         ahead_col += kGroup;
         if (ahead_col - lane * 8 < cols) return;

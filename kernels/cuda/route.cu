@@ -230,9 +230,17 @@ void launch_choose(const Context& c, const RouteArgs& p) {
     check_launch("choose");
 }
 
+/// Whether the device has clusters and the code that it runs was compiled for such a device.
+bool has_clusters(const Context& c) {
+    if (c.device.compute < 90) return false;
+    cudaFuncAttributes code{};
+    check(cudaFuncGetAttributes(&code, route_row_kernel<true>), "cudaFuncGetAttributes");
+    return code.ptxVersion >= 90;
+}
+
 void launch_rows(const Context& c, const RouteArgs& p) {
     const auto bytes = static_cast<std::size_t>(p.hidden) * sizeof(float);
-    const bool cluster = c.device.compute >= 90;
+    const bool cluster = has_clusters(c);
     const auto kernel = cluster ? &route_row_kernel<true> : &route_row_kernel<false>;
     if (bytes > 40 * 1024) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -429,7 +437,7 @@ void route(const Context& c, const RouteParams& p) {
     const bool fits =
         static_cast<std::size_t>(p.x.cols) * sizeof(float) + 4096 <= c.device.shared_memory_bytes;
     const bool few = aligned && fits && p.x.rows <= kFewRows;
-    if (!few || c.device.compute < 90)
+    if (!few || !has_clusters(c))
         args.logits = c.scratch->take_array<float>(p.x.rows * p.gate.rows);
     if (few) return launch_rows(c, args);
     rms_norm(c, p.x, p.gain, p.eps, p.normed);
