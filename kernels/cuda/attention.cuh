@@ -42,22 +42,6 @@ __device__ __forceinline__ float quad_sum(float v) {
 
 // ---- instructions on shared addresses that were computed as numbers
 
-__device__ __forceinline__ void cp_async16(std::uint32_t to, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void ldmatrix4(std::uint32_t (&r)[4], std::uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(row)
-                 : "memory");
-}
-__device__ __forceinline__ void ldmatrix4_transposed(std::uint32_t (&r)[4], std::uint32_t row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(row)
-                 : "memory");
-}
 __device__ __forceinline__ void store_shared16(std::uint32_t to, const Bf16x8& v) {
     const auto* u = reinterpret_cast<const std::uint32_t*>(&v);
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(u[0]), "r"(u[1]),
