@@ -313,7 +313,8 @@ void add_refusal_cases(std::vector<Case>& cases) {
                      }});
     cases.push_back({"attention refuses what it cannot do", [](Device& d) {
                          const auto refused = [&](const Heads& heads) {
-                             return category_of([&] { check_attention(d, {heads, 2, 3}); });
+                             Attend attend(d, {heads, 2, 3});
+                             return category_of([&] { attend.on_device(0, 2); });
                          };
                          expect(refused({2, 1, 96}) == Category::kUnsupported, "heads of 96 dims");
                          expect(refused({3, 2, 64}) == Category::kBug, "3 heads of 2 groups");

@@ -3,6 +3,7 @@
 // and the result to bf16, some 2e-3 of the norm together.
 #include <cmath>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/ops.h"
