@@ -223,12 +223,14 @@ void norm_rows(const Context& c, const NormInput& in, Matrix y) {
 }
 
 void rms_norm(const Context& c, ConstMatrix x, const float* gain, float eps, Matrix y) {
-    norm_rows(c, {.x = x, .norm = Norm::kRms, .gain = gain, .eps = eps}, y);
+    norm_rows(c, {.x = x, .norm = Norm::kRms, .gain = gain, .eps = eps, .gate = {}}, y);
 }
 
 void layer_norm(const Context& c, ConstMatrix x, const float* gain, const float* bias, float eps,
                 Matrix y) {
-    norm_rows(c, {.x = x, .norm = Norm::kLayer, .gain = gain, .norm_bias = bias, .eps = eps}, y);
+    norm_rows(
+        c, {.x = x, .norm = Norm::kLayer, .gain = gain, .norm_bias = bias, .eps = eps, .gate = {}},
+        y);
 }
 
 }  // namespace longview::kernels::cuda
