@@ -198,5 +198,13 @@ __device__ inline std::uint32_t transpose8x8(std::uint32_t v) {
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
     return r;
 }
+/// 16 bytes to global memory where `on`, without a branch.
+__device__ inline void store16_if(bool on, void* global, const uint4& v) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
+        "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(global),
+        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<int>(on))
+        : "memory");
+}
 
 }  // namespace longview::kernels::cuda

@@ -9,9 +9,10 @@
 // layout of an A operand, and neither it nor the weighted v goes through shared memory. Only the
 // scores do, 16 rows of k a warp.
 //
-// Cost of a tile at head_dim 128, for the block: 848 matrix instructions, 344 ldmatrix4
-// (1400 cycles of shared memory), 40 KB of tiles (320 cycles). q and k are read by both blocks of a
-// head, the second time from L2.
+// Cost of a tile at head_dim 128, for the block: 848 matrix instructions (about 1400 cycles at the
+// 1200 multiply-adds a cycle that mma.sync reaches on Hopper), 344 ldmatrix4 and the copies of 40
+// KB (1400 and 320 cycles of shared memory). All else is issued between the products. q and k are
+// read by both blocks of a head, the second time from L2. One block an SM: 128 of them at 64 heads.
 #include <algorithm>
 #include <cstdint>
 
@@ -139,42 +140,45 @@ struct TileLoader {
 
 /// Writes a tile's outputs from shared memory, rows of up to 128 bytes.
 template <int kDim>
-__device__ inline void write_outputs(const PrefillArgs& a, int head, int slice, int tile,
-                                     const char* staged) {
-    constexpr int kRowChunks = (kDim < kSlice ? kDim : kSlice) / 8;
-    const TileRows rows(a, tile);
-    const int thread = static_cast<int>(threadIdx.x);
-    bf16* const out =
-        a.out + rows.first * a.out_stride + std::int64_t{head} * kDim + slice * kSlice;
-    constexpr int kSteps = kTile * 8 / kThreads;
-    const int chunk = thread % 8;
-    if (kRowChunks == 8 && a.out_aligned && rows.count == kTile) {
-        Bf16x8 v[kSteps];
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i)
-            v[i] = *reinterpret_cast<const Bf16x8*>(
-                staged + chunk_offset<8>(thread / 8 + i * (kThreads / 8), chunk));
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i)
-            store8(out + (thread / 8 + i * (kThreads / 8)) * a.out_stride + 8 * chunk, v[i]);
-        return;
+struct OutputWriter {
+    static constexpr int kRowChunks = (kDim < kSlice ? kDim : kSlice) / 8;
+    static constexpr int kRows = kThreads / 8;  // at a time
+    static constexpr int kSteps = kTile / kRows;
+
+    bf16* out;  // of this thread's first row and its chunk
+    std::int64_t stride;
+    const char* staged;
+    int row;
+    int count;  // rows of the tile; 0: there is none
+
+    /// With `exists` false nothing will be written.
+    __device__ OutputWriter(const PrefillArgs& a, int head, int slice, int tile, bool exists,
+                            const char* staged_)
+        : stride(a.out_stride), staged(staged_) {
+        const int thread = static_cast<int>(threadIdx.x);
+        const int chunk = thread % 8;
+        const TileRows rows(a, exists ? tile : 0);
+        row = thread / 8;
+        count = exists && chunk < kRowChunks ? rows.count : 0;
+        out = a.out + (rows.first + row) * stride + std::int64_t{head} * kDim + slice * kSlice +
+              8 * chunk;
+        staged += chunk_offset<8>(row, chunk);  // kRows is a multiple of 8
     }
-    if (chunk >= kRowChunks) return;
+    /// Rows of part `step` of kSteps, where outputs are aligned to 16 bytes.
+    __device__ void write(int step) const {
+        const uint4 v = *reinterpret_cast<const uint4*>(staged + step * kRows * 128);
+        store16_if(row + step * kRows < count, out + step * kRows * stride, v);
+    }
+    __device__ void write_unaligned() const {
 #pragma unroll 1
-    for (int row = thread / 8; row < rows.count; row += kThreads / 8) {
-        const Bf16x8 v = *reinterpret_cast<const Bf16x8*>(staged + chunk_offset<8>(row, chunk));
-        bf16* const to = out + row * a.out_stride + 8 * chunk;
-        if (a.out_aligned) {
-            store8(to, v);
-        } else {
+        for (int step = 0; step < kSteps && row + step * kRows < count; ++step) {
+            const auto* const v = reinterpret_cast<const bf16*>(staged + step * kRows * 128);
+            bf16* const to = out + step * kRows * stride;
 #pragma unroll
-            for (int x = 0; x < 4; ++x) {
-                to[2 * x] = v.pair[x].x;
-                to[2 * x + 1] = v.pair[x].y;
-            }
+            for (int x = 0; x < 8; ++x) to[x] = v[x];
         }
     }
-}
+};
 
 /// grid (slices of a head * heads, segments; kStatesOnly: segments - 1).
 ///   kStatesOnly: state_out[segment] = what the segment's rows add to the state at its end.
@@ -241,33 +245,53 @@ __global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const Prefi
         stage = stage == kStages - 1 ? 0 : stage + 1;
         const int count = TileRows(a, tile).count;
 
-        Fragments out;
         if constexpr (kStatesOnly) {
             next.keys_and_values();
+            cp_async_commit();
+            Values values;
+            values.load(at + L::kValues, l);
+            state.scale(decays.from_start[count - 1]);
+            add_rows<kDim, 0, kTile / 16>(state, values, decays.to_end + (kTile - count),
+                                          at + L::kKeys, l, [](int) {});
         } else {
-            if (tile > first) write_outputs<kDim>(a, head, slice, tile - 1, staged);
-            Fragments products;
+            const OutputWriter<kDim> writer(a, head, slice, tile - 1, tile > first && a.out_aligned,
+                                            staged);
+            if (tile > first && !a.out_aligned)
+                OutputWriter<kDim>(a, head, slice, tile - 1, true, staged).write_unaligned();
+            Fragments out, products;
             multiply_queries<kDim>(state, at, l, out, products, [&](int step) { next.part(step); });
-            store_scores(products, score_decays, decays.blocks, scores, l);
-        }
-        cp_async_commit();
-        Values values;
-        values.load(at + L::kValues, l);
-        state.scale(decays.from_start[count - 1]);
-        add_tile<kDim>(state, values, decays.to_end + (kTile - count), at + L::kKeys, l);
-        if constexpr (!kStatesOnly) {
+            cp_async_commit();
+            Values values;
+            values.load(at + L::kValues, l);
+            state.scale(decays.from_start[count - 1]);
+            const float* const weights = decays.to_end + (kTile - count);
+            // Everything that is not a product hides behind one half of the state's update or the
+            // other: before the barrier the scores and the last tile's outputs, after it these.
+            ScoreWriter score_writer(products, score_decays, scores, l);
+            add_rows<kDim, 0, 2>(state, values, weights, at + L::kKeys, l, [&](int piece) {
+                score_writer.write(piece, l);
+                if (piece % 4 == 0) writer.write(piece / 4);
+            });
             __syncthreads();  // the scores of all warps are there; the staged outputs are written
             add_scores(out, values, decays.from_start, shared_address(scores), l);
-            stage_outputs(out, staged, l);
+            add_rows<kDim, 2, 4>(state, values, weights, at + L::kKeys, l,
+                                 [&](int piece) { stage_outputs(out, piece, staged, l); });
         }
     }
     cp_async_wait<0>();
-    if constexpr (!kStatesOnly) {
+    if constexpr (kStatesOnly) {
+        if (has_columns)
+            state.store(a.state_out + std::int64_t{segment} * segment_floats + head_at, l);
+    } else {
         __syncthreads();
-        write_outputs<kDim>(a, head, slice, last - 1, staged);
+        const OutputWriter<kDim> writer(a, head, slice, last - 1, true, staged);
+        if (a.out_aligned) {
+#pragma unroll
+            for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) writer.write(step);
+        } else {
+            writer.write_unaligned();
+        }
         if (last == a.tiles && has_columns) state.store(a.state_out + head_at, l);
-    } else if (has_columns) {
-        state.store(a.state_out + std::int64_t{segment} * segment_floats + head_at, l);
     }
 }
 
@@ -365,8 +389,8 @@ LightningPlan plan_lightning(int heads, int head_dim, std::int64_t tiles,
     const std::int64_t segments = std::min(room / columns, tiles / kShortest);
     if (segments < 2) return plan;
     const std::int64_t segment_tiles = (tiles + segments - 1) / segments;
-    // In tiles' times: a state costs about half of an output, and three launches instead of one
-    // with the scan between them about ten tiles.
+    // In tiles' times, by estimate: a state costs about half of an output, and three launches
+    // instead of one with the scan between them about ten tiles.
     if (segment_tiles + segment_tiles / 2 + 10 >= tiles) return plan;
     plan.segment_tiles = segment_tiles;
     plan.segments = (tiles + segment_tiles - 1) / segment_tiles;

@@ -33,7 +33,7 @@ struct Layout {
     static constexpr int kValues = 2 * kKeys;
     static constexpr int kTileBytes = kValues + kTile * kSlice * 2;
     static constexpr int kSquare = kTile * kSlice * 2;
-    static constexpr int kTableBytes = (kTile + 2 * kTile + 2 * kTile / 8) * 4;
+    static constexpr int kTableBytes = 3 * kTile * 4;
     static constexpr int bytes(int stages) {
         return stages * kTileBytes + 2 * kSquare + kTableBytes;
     }
@@ -44,21 +44,16 @@ struct Layout {
 struct Decays {
     float* from_start;  // [kTile] t = i + 1: of the incoming state at row i
     float* to_end;      // [2 kTile] at x < kTile: t = kTile - 1 - x, then 0
-    float* blocks;      // [16] at 8 + m: t = 8 (m - 1) for m >= 1, else 0
 
     __device__ explicit Decays(char* shared) {
         from_start = reinterpret_cast<float*>(shared);
         to_end = from_start + kTile;
-        blocks = to_end + 2 * kTile;
     }
     __device__ void fill(float slope, int thread) const {
         if (thread < kTile) from_start[thread] = expf(-slope * static_cast<float>(thread + 1));
         if (thread < 2 * kTile)
             to_end[thread] =
                 thread < kTile ? expf(-slope * static_cast<float>(kTile - 1 - thread)) : 0.0F;
-        if (thread < 16)
-            blocks[thread] =
-                thread > 8 ? expf(-slope * static_cast<float>(8 * (thread - 9))) : 0.0F;
     }
 };
 static_assert(kThreads >= 2 * kTile);
@@ -153,23 +148,45 @@ struct Values {
     }
 };
 
-/// S^T += (weighted v)^T k over the tile's rows.
-template <int kDim>
-__device__ inline void add_tile(State<kDim>& state, const Values& values, const float* weights,
-                                std::uint32_t tile_keys, const Lane& l) {
+/// Things to do between the matrix instructions of add_rows.
+constexpr int kPieces = 16;
+
+/// S^T += (weighted v)^T k over the rows 16 kFirst ... 16 kLast - 1 of the tile. Calls
+/// piece(0) ... piece(kPieces - 1) on the way, spread evenly.
+template <int kDim, int kFirst, int kLast, typename Piece>
+__device__ inline void add_rows(State<kDim>& state, const Values& values, const float* weights,
+                                std::uint32_t tile_keys, const Lane& l, const Piece& piece) {
     using L = Layout<kDim>;
+    constexpr int kDims = kDim / 16;
+    constexpr int kSlots = (kLast - kFirst) * kDims;
+    constexpr int kAhead = kSlots < 3 ? kSlots : 3;  // loads in flight
+    static_assert(kPieces % kSlots == 0 || kSlots % kPieces == 0);
     const std::uint32_t at =
         tile_keys + chunk_offset<L::kChunks>(l.row_first_row(), l.row_first_chunk());
+    std::uint32_t a[kLast - kFirst][4];
 #pragma unroll
-    for (int step = 0; step < kTile / 16; ++step) {
-        std::uint32_t a[4];
-        values.weighted(step, weights, l, a);
+    for (int step = kFirst; step < kLast; ++step)
+        values.weighted(step, weights, l, a[step - kFirst]);
+    std::uint32_t b[4][4];  // B: k = rows j, n = dims c; slot modulo 4
+    const auto load = [&](int slot) {
+        ldmatrix4_transposed(
+            b[slot % 4], (at ^ (32 * (slot % kDims))) + (kFirst + slot / kDims) * 16 * L::kPitch);
+    };
 #pragma unroll
-        for (int c = 0; c < kDim / 16; ++c) {  // B: k = rows j, n = dims c
-            std::uint32_t b[4];
-            ldmatrix4_transposed(b, (at ^ (32 * c)) + step * 16 * L::kPitch);
-            mma_bf16(state.s[2 * c], a, b[0], b[1]);
-            mma_bf16(state.s[2 * c + 1], a, b[2], b[3]);
+    for (int slot = 0; slot < kAhead; ++slot) load(slot);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+        if (slot + kAhead < kSlots) load(slot + kAhead);
+        const int c = slot % kDims;
+        mma_bf16(state.s[2 * c], a[slot / kDims], b[slot % 4][0], b[slot % 4][1]);
+        mma_bf16(state.s[2 * c + 1], a[slot / kDims], b[slot % 4][2], b[slot % 4][3]);
+        if constexpr (kPieces >= kSlots) {
+            constexpr int kEach = kPieces / kSlots;
+#pragma unroll
+            for (int i = 0; i < kEach; ++i) piece(slot * kEach + i);
+        } else {
+            constexpr int kEvery = kSlots / kPieces;
+            if (slot % kEvery == 0) piece(slot / kEvery);
         }
     }
 }
@@ -218,8 +235,9 @@ __device__ inline void multiply_queries(const State<kDim>& state, std::uint32_t 
 struct ScoreDecays {
     float near[2];  // i - j = 2 t + y - g, 0 where negative: same block
     float far[2];   // i - j = 8 + 2 t + y - g: the next block
+    float block;    // one block more
 
-    __device__ ScoreDecays(float slope, const Lane& l) {
+    __device__ ScoreDecays(float slope, const Lane& l) : block(expf(-slope * 8.0F)) {
 #pragma unroll
         for (int y = 0; y < 2; ++y) {
             const int distance = 2 * l.t + y - l.g;
@@ -229,24 +247,36 @@ struct ScoreDecays {
     }
 };
 
-/// Masks and weighs the scores of the warp and leaves them as bf16 [j][i] (8 chunks a row), with
-/// zeros where j > i.
-__device__ inline void store_scores(const Fragments& scores, const ScoreDecays& d,
-                                    const float* blocks, char* to, const Lane& l) {
-    const std::uint32_t at = chunk_offset<8>(16 * l.warp + l.g, 0) + 4 * l.t;
-#pragma unroll
-    for (int n = 0; n < kTile / 8; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {        // j = 16 warp + 8 half + g
-            const int apart = n - 2 * l.warp - half;  // blocks of eight between i and j
-            const float block = blocks[8 + apart];
-            const float w0 = apart == 0 ? d.near[0] : block * d.far[0];
-            const float w1 = apart == 0 ? d.near[1] : block * d.far[1];
-            *reinterpret_cast<std::uint32_t*>(to + ((at + half * 8 * 128) ^ (n * 16))) =
-                pack_bf16(scores[n][2 * half] * w0, scores[n][2 * half + 1] * w1);
+/// Masks and weighs the scores of a warp and leaves them as bf16 [j][i] (8 chunks a row), with
+/// zeros where j > i. Pieces 2 n and 2 n + 1, in this order, are those of the rows i = 8 n ... + 7.
+struct ScoreWriter {
+    const Fragments& scores;
+    const ScoreDecays& d;
+    char* to;  // the lane's place in row 16 warp + g
+    int first_block;
+    float block = 0.0F, block_before = 0.0F;  // decay from the block after j's to that of i
+
+    __device__ ScoreWriter(const Fragments& scores_, const ScoreDecays& d_, char* to_,
+                           const Lane& l)
+        : scores(scores_),
+          d(d_),
+          to(to_ + (16 * l.warp + l.g) * 128 + 4 * l.t),
+          first_block(2 * l.warp) {}
+    __device__ void write(int piece, const Lane& l) {
+        const int n = piece / 2;
+        const int half = piece % 2;                // j = 16 warp + 8 half + g
+        const int apart = n - first_block - half;  // blocks of eight between i and j
+        if (half == 0) {
+            block_before = block;
+            block = apart < 1 ? 0.0F : apart == 1 ? 1.0F : block_before * d.block;
         }
+        const float from_next = half == 0 ? block : block_before;
+        const float w0 = apart == 0 ? d.near[0] : from_next * d.far[0];
+        const float w1 = apart == 0 ? d.near[1] : from_next * d.far[1];
+        *reinterpret_cast<std::uint32_t*>(to + half * 8 * 128 + ((n ^ l.g) * 16)) =
+            pack_bf16(scores[n][2 * half] * w0, scores[n][2 * half + 1] * w1);
     }
-}
+};
 
 /// out^T[e][i] = from_start[i] out^T[e][i] + sum over j <= i of v^T[e][j] scores^T[j][i].
 __device__ inline void add_scores(Fragments& out, const Values& values, const float* from_start,
@@ -271,17 +301,14 @@ __device__ inline void add_scores(Fragments& out, const Values& values, const fl
         }
 }
 
-/// Leaves out^T of the warp's columns as bf16 [i][e] (8 chunks a row).
-__device__ inline void stage_outputs(const Fragments& out, char* to, const Lane& l) {
+/// Leaves out^T of the warp's columns as bf16 [i][e] (8 chunks a row); piece 2 n + half is the rows
+/// i = 8 n ... + 7 and the columns e = 16 warp + 8 half ... + 7.
+__device__ inline void stage_outputs(const Fragments& out, int piece, char* to, const Lane& l) {
+    const int n = piece / 2;
+    const int half = piece % 2;
     const std::uint32_t at = chunk_offset<8>(l.g, 2 * l.warp) + 4 * l.t;
-#pragma unroll
-    for (int n = 0; n < kTile / 8; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {  // i = 8 n + g, e = 16 warp + 8 half + 2 t, + 1
-            const std::uint32_t turned =
-                transpose8x8(pack_bf16(out[n][2 * half], out[n][2 * half + 1]));
-            *reinterpret_cast<std::uint32_t*>(to + ((at ^ (half * 16)) + n * 8 * 128)) = turned;
-        }
+    const std::uint32_t turned = transpose8x8(pack_bf16(out[n][2 * half], out[n][2 * half + 1]));
+    *reinterpret_cast<std::uint32_t*>(to + ((at ^ (half * 16)) + n * 8 * 128)) = turned;
 }
 
 }  // namespace longview::kernels::cuda::lightning
