@@ -22,8 +22,10 @@ struct alignas(16) Bf16x8 {
     bf162 pair[4];
 };
 
+// Through uint4: member by member the copy would become four accesses of 4 bytes.
 __device__ inline Bf16x8 load8(const bf16* p) {
-    return *reinterpret_cast<const Bf16x8*>(p);
+    const uint4 u = *reinterpret_cast<const uint4*>(p);
+    return *reinterpret_cast<const Bf16x8*>(&u);
 }
 /// Read once, never written by this kernel: past L1, first to leave L2.
 __device__ inline Bf16x8 load8_streaming(const bf16* p) {
@@ -48,7 +50,7 @@ __device__ inline Bf16x8 load8_streaming(const bf16* p, bool wanted) {
     return v;
 }
 __device__ inline void store8(bf16* p, const Bf16x8& v) {
-    *reinterpret_cast<Bf16x8*>(p) = v;
+    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&v);
 }
 __device__ inline void unpack8(const Bf16x8& v, float (&out)[8]) {
 #pragma unroll
