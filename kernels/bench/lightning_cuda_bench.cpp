@@ -76,7 +76,7 @@ cuda::Context make_context(cudaStream_t stream) {
 }
 
 void measure(bench::Report& report, cuda::Context c, BenchScratch& scratch, const Model& model,
-             std::int64_t rows, float slope_factor) {
+             std::int64_t rows, float slope_factor, std::int64_t segments = 0, int stages = 0) {
     const std::int64_t width = std::int64_t{model.heads} * model.head_dim;
     const auto qkv_count = static_cast<std::size_t>(rows * 3 * width);
     const auto out_count = static_cast<std::size_t>(rows * width);
@@ -118,12 +118,18 @@ void measure(bench::Report& report, cuda::Context c, BenchScratch& scratch, cons
         p.state = static_cast<float*>(s.state->data());
         p.out = {s.out->data(), DType::kBF16, rows, width, width};
         scratch.reset();
-        cuda::lightning_attention(c, p);
+        if (segments == 0) return cuda::lightning_attention(c, p);
+        const std::int64_t tiles = cuda::lightning_tiles(0, rows);
+        cuda::lightning_prefill(c, p, {segments, (tiles + segments - 1) / segments, stages});
     });
     // Per row and head: the state read and updated; in tiles also half a tile of scores, twice.
     const double pairs = step ? 0.0 : static_cast<double>(kLightningTile + 1) / 2.0;
     const double flops = 4.0 * static_cast<double>(rows * width) * (model.head_dim + pairs);
-    report.add(std::string(model.name) + " n=" + std::to_string(rows), seconds, bytes, flops);
+    std::string name = std::string(model.name) + " n=" + std::to_string(rows);
+    if (segments != 0)
+        name +=
+            ", " + std::to_string(segments) + " segments, " + std::to_string(stages) + " stages";
+    report.add(name, seconds, bytes, flops);
 }
 
 }  // namespace
@@ -143,6 +149,11 @@ int main(int argc, char** argv) {
             measure(report, c, scratch, kReal, rows, kFactor);
         for (const std::int64_t rows : {1, 1024, 16384, 131072})
             measure(report, c, scratch, kDemo, rows, kFactor);
+        // What the plan chooses from.
+        for (const std::int64_t rows : {1024, 4096, 32768})
+            for (const int stages : {2, 3})
+                for (const std::int64_t segments : {1, 2, 4})
+                    measure(report, c, scratch, kReal, rows, kFactor, segments, stages);
     }
     cudaStreamDestroy(stream);
     return 0;

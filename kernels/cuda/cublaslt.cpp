@@ -15,8 +15,8 @@
 namespace longview::kernels::cuda {
 namespace {
 
-constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;
-constexpr std::uint32_t kMostAlignment = 256;  // what cudaMalloc gives
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;  // of each stream
+constexpr std::uint32_t kMostAlignment = 256;                   // what cudaMalloc gives
 constexpr int kCandidates = 8;
 
 /// The functions in use, with the types of the header. The library stays loaded.
@@ -184,7 +184,8 @@ class Problem {
 struct CublasLt::Impl {
     Library library;
     cublasLtHandle_t handle = nullptr;
-    void* workspace = nullptr;
+    std::byte* workspace = nullptr;  // of the main stream, then of the side streams
+    SideStreams side_streams;
     std::map<Key, Algorithm> algorithms;
 
     ~Impl() {
@@ -243,21 +244,35 @@ struct CublasLt::Impl {
         return algorithms.emplace(key, choose(key, bias)).first->second;
     }
 
+    void* workspace_of(cudaStream_t stream) const {
+        for (int i = 0; i < SideStreams::kCount; ++i)
+            if (side_streams.get(i) == stream)
+                return workspace + static_cast<std::size_t>(i + 1) * kWorkspaceBytes;
+        return workspace;
+    }
+
     cublasStatus_t run(cudaStream_t stream, const MatmulParams& p, const Problem& problem,
                        const cublasLtMatmulAlgo_t& algorithm) const {
         const void* const c = p.beta != 0.0F ? p.c.data : p.y.data;
         return library.matmul(handle, problem.desc, &p.alpha, p.weight.data, problem.a, p.x.data,
                               problem.b, &p.beta, c, problem.c, p.y.data, problem.d, &algorithm,
-                              workspace, kWorkspaceBytes, stream);
+                              workspace_of(stream), kWorkspaceBytes, stream);
     }
 };
 
 CublasLt::CublasLt() : impl_(std::make_unique<Impl>()) {
     impl_->library.check_status(impl_->library.create(&impl_->handle), "cublasLtCreate");
-    check(cudaMalloc(&impl_->workspace, kWorkspaceBytes), "cudaMalloc of cuBLASLt's workspace");
+    void* workspace = nullptr;
+    check(cudaMalloc(&workspace, (SideStreams::kCount + 1) * kWorkspaceBytes),
+          "cudaMalloc of cuBLASLt's workspace");
+    impl_->workspace = static_cast<std::byte*>(workspace);
 }
 
 CublasLt::~CublasLt() = default;
+
+SideStreams& CublasLt::side_streams() {
+    return impl_->side_streams;
+}
 
 bool CublasLt::matmul(const Context& context, const MatmulParams& p) {
     LONGVIEW_CHECK(p.x.dtype == DType::kBF16 && p.weight.dtype == DType::kBF16,

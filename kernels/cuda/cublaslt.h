@@ -1,5 +1,6 @@
 // Matrix products by cuBLASLt, which is loaded when the first object is made: a program that finds
-// no GPU never maps its 700 MB. Used by linear.cpp and experts.cu, from one thread and one stream.
+// no GPU never maps its 700 MB. Used by linear.cpp and experts_sorted.cu, from one thread, on the
+// context's stream or the side streams.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/context.h"
+#include "kernels/runtime/cuda/handles.h"
 
 namespace longview::kernels::cuda {
 
@@ -34,6 +36,9 @@ class CublasLt {
     /// and alignment. The choice of the kernel is kept for each shape, with n rounded up a little
     /// above 16 rows. Errors: kDevice.
     bool matmul(const Context& context, const MatmulParams& p);
+
+    /// Streams that products may be given instead of the context's own, each with a workspace.
+    SideStreams& side_streams();
 
   private:
     struct Impl;

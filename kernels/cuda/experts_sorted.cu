@@ -93,18 +93,23 @@ __global__ void __launch_bounds__(kBlock)
     }
 }
 
-/// gate = silu(gate) * up, 8 elements a thread.
+/// gate = silu(gate) * up, kCount (8 or 1) elements a thread.
+template <int kCount>
 __global__ void __launch_bounds__(kBlock)
-    swiglu_kernel(bf16* gate, const bf16* up, std::int64_t vectors) {
-    const std::int64_t v = static_cast<std::int64_t>(blockIdx.x) * kBlock + threadIdx.x;
-    if (v >= vectors) return;
-    float g[8];
-    float u[8];
-    unpack8(load8(gate + 8 * v), g);
-    unpack8(load8(up + 8 * v), u);
+    swiglu_kernel(bf16* gate, const bf16* up, std::int64_t count) {
+    const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kBlock + threadIdx.x) * kCount;
+    if (at >= count) return;
+    if constexpr (kCount == 8) {
+        float g[8];
+        float u[8];
+        unpack8(load8(gate + at), g);
+        unpack8(load8(up + at), u);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
-    store8(gate + 8 * v, pack8(g));
+        for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
+        store8(gate + at, pack8(g));
+    } else {
+        gate[at] = __float2bfloat16_rn(silu(__bfloat162float(gate[at])) * __bfloat162float(up[at]));
+    }
 }
 
 struct CombineArgs {
@@ -215,28 +220,43 @@ void expert_products(const Context& c, const ConstMatrix& x, std::span<const Gem
     }
 }
 
-/// outer = w2 (silu(w1 outer) * (w3 outer)) for the rows of every expert.
-void products(const Context& c, const ExpertsParams& p, const Pass& pass,
-              std::span<const std::int32_t> counts, std::int64_t pairs) {
-    std::int64_t at = 0;
-    for (std::size_t e = 0; e < counts.size(); at += counts[e], ++e) {
-        if (counts[e] == 0) continue;
-        const GemvOutput outputs[] = {
-            {.weight = p.experts[e].w1, .out = pass.gate.slice(at, counts[e]), .skip = {}},
-            {.weight = p.experts[e].w3, .out = pass.up.slice(at, counts[e]), .skip = {}}};
-        expert_products(c, pass.outer.slice(at, counts[e]), outputs);
-    }
-    const std::int64_t vectors = pairs * pass.gate.cols / 8;
-    swiglu_kernel<<<static_cast<unsigned>((vectors + kBlock - 1) / kBlock), kBlock, 0, c.stream>>>(
-        static_cast<bf16*>(pass.gate.data), static_cast<const bf16*>(pass.up.data), vectors);
+/// gate = silu(gate) * up; both contiguous.
+void swiglu(const Context& c, Matrix gate, Matrix up) {
+    const std::int64_t count = gate.rows * gate.cols;
+    const auto low = reinterpret_cast<std::uintptr_t>(gate.data) |
+                     reinterpret_cast<std::uintptr_t>(up.data) |
+                     static_cast<std::uintptr_t>(2 * count);
+    const bool vectors = low % 16 == 0;
+    const std::int64_t threads = vectors ? count / 8 : count;
+    const auto kernel = vectors ? &swiglu_kernel<8> : &swiglu_kernel<1>;
+    kernel<<<static_cast<unsigned>((threads + kBlock - 1) / kBlock), kBlock, 0, c.stream>>>(
+        static_cast<bf16*>(gate.data), static_cast<const bf16*>(up.data), count);
     check_launch("swiglu");
-    at = 0;
+}
+
+/// outer = w2 (silu(w1 outer) * (w3 outer)) for the rows of every expert, several experts at a
+/// time.
+void products(const Context& c, const ExpertsParams& p, const Pass& pass,
+              std::span<const std::int32_t> counts) {
+    SideStreams& sides = c.cublas->side_streams();
+    sides.fork(c.stream);
+    std::int64_t at = 0;
+    int turn = 0;
     for (std::size_t e = 0; e < counts.size(); at += counts[e], ++e) {
         if (counts[e] == 0) continue;
-        const GemvOutput output{
-            .weight = p.experts[e].w2, .out = pass.outer.slice(at, counts[e]), .skip = {}};
-        expert_products(c, pass.gate.slice(at, counts[e]), {&output, 1});
+        Context side = c;
+        side.stream = sides.get(turn++);
+        const Matrix outer = pass.outer.slice(at, counts[e]);
+        const Matrix gate = pass.gate.slice(at, counts[e]);
+        const Matrix up = pass.up.slice(at, counts[e]);
+        const GemvOutput inner[] = {{.weight = p.experts[e].w1, .out = gate, .skip = {}},
+                                    {.weight = p.experts[e].w3, .out = up, .skip = {}}};
+        expert_products(side, outer, inner);
+        swiglu(side, gate, up);
+        const GemvOutput result{.weight = p.experts[e].w2, .out = outer, .skip = {}};
+        expert_products(side, gate, {&result, 1});
     }
+    sides.join(c.stream);
 }
 
 void combine(const Context& c, const ExpertsParams& p, const Pass& pass, std::int64_t first,
@@ -268,7 +288,7 @@ void experts_sorted(const Context& c, const ExpertsParams& p) {
     for (std::int64_t first = 0; first < p.x.rows; first += most) {
         const std::int64_t rows = std::min(most, p.x.rows - first);
         const std::span<const std::int32_t> counts = sort_rows(c, p, pass, first, rows);
-        products(c, p, pass, counts, rows * p.top_k);
+        products(c, p, pass, counts);
         combine(c, p, pass, first, rows);
     }
 }

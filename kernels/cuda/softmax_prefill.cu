@@ -15,7 +15,7 @@ namespace {
 
 // Up to here splitting the keys among all multiprocessors matters more than using whole tiles of
 // queries.
-constexpr std::int64_t kDecodeRows = 8;
+constexpr std::int64_t kDecodeRows = 48;
 
 void check_softmax(const SoftmaxAttentionParams& p) {
     const KvView& kv = p.kv;

@@ -39,6 +39,19 @@ bool Event::done() const {
     return true;
 }
 
+void SideStreams::fork(cudaStream_t main) {
+    check(cudaEventRecord(forked_.get(), main), "recording an event");
+    for (const Stream& side : streams_)
+        check(cudaStreamWaitEvent(side.get(), forked_.get(), 0), "ordering streams");
+}
+
+void SideStreams::join(cudaStream_t main) {
+    for (std::size_t i = 0; i < streams_.size(); ++i) {
+        finished_[i].record(streams_[i]);
+        check(cudaStreamWaitEvent(main, finished_[i].get(), 0), "ordering streams");
+    }
+}
+
 Graph::~Graph() {
     reset();
 }

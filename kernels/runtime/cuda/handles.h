@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <cstddef>
 #include <utility>
 
 namespace longview::kernels::cuda {
@@ -40,6 +42,23 @@ class Event {
 
   private:
     cudaEvent_t event_ = nullptr;
+};
+
+/// Streams beside a main one: the last blocks of one product and the first of the next then share
+/// the device. Their work begins after what the main stream held at fork(), and what the main
+/// stream gets after join() begins after theirs.
+class SideStreams {
+  public:
+    static constexpr int kCount = 4;
+
+    void fork(cudaStream_t main);
+    void join(cudaStream_t main);
+    cudaStream_t get(int i) const { return streams_[static_cast<std::size_t>(i % kCount)].get(); }
+
+  private:
+    std::array<Stream, kCount> streams_;
+    Event forked_;
+    std::array<Event, kCount> finished_;
 };
 
 /// A recorded sequence of launches, made ready to run. Recording again updates it in place where
