@@ -242,6 +242,13 @@ class Backend {
     /// Makes a weight usable: in place where the backend can read host memory (it must then
     /// outlive the result), else a copy. Unaligned host data is copied.
     virtual Weight place(const WeightView& host) = 0;
+    /// place() of weights with equal columns whose products are taken of the same rows. Where the
+    /// backend copies, one after the other, so that they can be multiplied as one matrix.
+    virtual std::vector<Weight> place_together(std::span<const WeightView> host) {
+        std::vector<Weight> placed;
+        for (const WeightView& view : host) placed.push_back(place(view));
+        return placed;
+    }
     /// The values as kF32, whatever they were stored as.
     virtual Buffer place_floats(const WeightView& host) = 0;
 

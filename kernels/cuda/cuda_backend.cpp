@@ -104,7 +104,10 @@ class CudaBackend final : public Backend {
     }
     void synchronize() override { stream_.synchronize(); }
 
-    Weight place(const WeightView& host) override;
+    Weight place(const WeightView& host) override {
+        return std::move(place_together({&host, 1}).front());
+    }
+    std::vector<Weight> place_together(std::span<const WeightView> host) override;
     Buffer place_floats(const WeightView& host) override;
 
     void embed(const WeightView& table, std::span<const std::int32_t> ids, Matrix out) override;
@@ -226,17 +229,27 @@ void CudaBackend::copy_in(void* to, const void* from, std::size_t n) {
     }
 }
 
-Weight CudaBackend::place(const WeightView& host) {
-    const std::int64_t count = host.rows * host.cols;
-    Buffer owner = pool_.allocate(static_cast<std::size_t>(count) * size_of(DType::kBF16));
-    if (host.dtype == DType::kBF16) {
-        copy_in(owner.data(), host.data, host.size_bytes());
-    } else {
-        const Buffer raw = pool_.allocate(host.size_bytes());
-        copy_in(raw.data(), host.data, host.size_bytes());
-        convert(context_, raw.data(), host.dtype, owner.data(), DType::kBF16, count);
+std::vector<Weight> CudaBackend::place_together(std::span<const WeightView> host) {
+    std::size_t bytes = 0;
+    for (const WeightView& view : host)
+        bytes += static_cast<std::size_t>(view.rows * view.cols) * size_of(DType::kBF16);
+    Buffer owner = pool_.allocate(bytes);
+    std::vector<Weight> placed;
+    auto* at = owner.as<std::byte>();
+    for (const WeightView& view : host) {
+        const std::int64_t count = view.rows * view.cols;
+        if (view.dtype == DType::kBF16) {
+            copy_in(at, view.data, view.size_bytes());
+        } else {
+            const Buffer raw = pool_.allocate(view.size_bytes());
+            copy_in(raw.data(), view.data, view.size_bytes());
+            convert(context_, raw.data(), view.dtype, at, DType::kBF16, count);
+        }
+        placed.push_back({{at, DType::kBF16, view.rows, view.cols}, {}});
+        at += static_cast<std::size_t>(count) * size_of(DType::kBF16);
     }
-    return {{owner.data(), DType::kBF16, host.rows, host.cols}, std::move(owner)};
+    placed.front().owner = std::move(owner);
+    return placed;
 }
 
 Buffer CudaBackend::place_floats(const WeightView& host) {

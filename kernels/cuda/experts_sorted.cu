@@ -93,19 +93,21 @@ __global__ void __launch_bounds__(kBlock)
     }
 }
 
-/// gate = silu(gate) * up, kCount (8 or 1) elements a thread.
+/// gate = silu(gate) * up, kCount (8 or 1) columns a thread; `stride` from row to row of both.
 template <int kCount>
 __global__ void __launch_bounds__(kBlock)
-    swiglu_kernel(bf16* gate, const bf16* up, std::int64_t count) {
-    const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kBlock + threadIdx.x) * kCount;
-    if (at >= count) return;
+    swiglu_kernel(bf16* gate, const bf16* up, std::int64_t rows, std::int64_t cols,
+                  std::int64_t stride) {
+    const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * kBlock + threadIdx.x) * kCount;
+    if (i >= rows * cols) return;
+    const std::int64_t at = i / cols * stride + i % cols;
     if constexpr (kCount == 8) {
         float g[8];
         float u[8];
         unpack8(load8(gate + at), g);
         unpack8(load8(up + at), u);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) g[i] = silu(g[i]) * u[i];
+        for (int j = 0; j < 8; ++j) g[j] = silu(g[j]) * u[j];
         store8(gate + at, pack8(g));
     } else {
         gate[at] = __float2bfloat16_rn(silu(__bfloat162float(gate[at])) * __bfloat162float(up[at]));
@@ -163,7 +165,7 @@ struct Pass {
     std::int32_t* sorted = nullptr;       // [pairs] pair at each place
     std::int32_t* place = nullptr;        // [pairs] place of each pair
     Matrix outer;                         // [pairs, hidden] inputs, then results
-    Matrix gate, up;                      // [pairs, inner]
+    Matrix inner;                         // [pairs, 2 * inner], gate and up side by side
 };
 
 Matrix take_rows(const Context& c, std::int64_t rows, std::int64_t cols) {
@@ -179,8 +181,7 @@ Pass take_pass(const Context& c, const ExpertsParams& p, std::int64_t pairs) {
     pass.sorted = c.scratch->take_array<std::int32_t>(pairs);
     pass.place = c.scratch->take_array<std::int32_t>(pairs);
     pass.outer = take_rows(c, pairs, p.x.cols);
-    pass.gate = take_rows(c, pairs, p.experts[0].w1.rows);
-    pass.up = take_rows(c, pairs, p.experts[0].w1.rows);
+    pass.inner = take_rows(c, pairs, 2 * p.experts[0].w1.rows);
     return pass;
 }
 
@@ -220,18 +221,38 @@ void expert_products(const Context& c, const ConstMatrix& x, std::span<const Gem
     }
 }
 
-/// gate = silu(gate) * up; both contiguous.
+/// gate = silu(gate) * up, side by side in memory.
 void swiglu(const Context& c, Matrix gate, Matrix up) {
-    const std::int64_t count = gate.rows * gate.cols;
-    const auto low = reinterpret_cast<std::uintptr_t>(gate.data) |
-                     reinterpret_cast<std::uintptr_t>(up.data) |
-                     static_cast<std::uintptr_t>(2 * count);
+    const auto low =
+        reinterpret_cast<std::uintptr_t>(gate.data) | reinterpret_cast<std::uintptr_t>(up.data) |
+        static_cast<std::uintptr_t>(2 * gate.stride) | static_cast<std::uintptr_t>(2 * gate.cols);
     const bool vectors = low % 16 == 0;
-    const std::int64_t threads = vectors ? count / 8 : count;
+    const std::int64_t threads = gate.rows * gate.cols / (vectors ? 8 : 1);
     const auto kernel = vectors ? &swiglu_kernel<8> : &swiglu_kernel<1>;
     kernel<<<static_cast<unsigned>((threads + kBlock - 1) / kBlock), kBlock, 0, c.stream>>>(
-        static_cast<bf16*>(gate.data), static_cast<const bf16*>(up.data), count);
+        static_cast<bf16*>(gate.data), static_cast<const bf16*>(up.data), gate.rows, gate.cols,
+        gate.stride);
     check_launch("swiglu");
+}
+
+/// Columns [first, first + count).
+Matrix columns(Matrix m, std::int64_t first, std::int64_t count) {
+    return {static_cast<bf16*>(m.data) + first, m.dtype, m.rows, count, m.stride};
+}
+
+/// inner = [w1 x, w3 x], in one product where the two weights lie one after the other.
+void inner_products(const Context& c, const ExpertWeights& e, ConstMatrix x, Matrix inner) {
+    const bool joined = e.w1.row(e.w1.rows) == static_cast<const std::byte*>(e.w3.data) &&
+                        e.w1.rows == e.w3.rows && x.rows > kGemvRows;
+    if (joined) {
+        const GemvOutput both{
+            .weight = {e.w1.data, e.w1.dtype, 2 * e.w1.rows, e.w1.cols}, .out = inner, .skip = {}};
+        return expert_products(c, x, {&both, 1});
+    }
+    const GemvOutput outputs[] = {
+        {.weight = e.w1, .out = columns(inner, 0, e.w1.rows), .skip = {}},
+        {.weight = e.w3, .out = columns(inner, e.w1.rows, e.w3.rows), .skip = {}}};
+    expert_products(c, x, outputs);
 }
 
 /// outer = w2 (silu(w1 outer) * (w3 outer)) for the rows of every expert, several experts at a
@@ -247,12 +268,10 @@ void products(const Context& c, const ExpertsParams& p, const Pass& pass,
         Context side = c;
         side.stream = sides.get(turn++);
         const Matrix outer = pass.outer.slice(at, counts[e]);
-        const Matrix gate = pass.gate.slice(at, counts[e]);
-        const Matrix up = pass.up.slice(at, counts[e]);
-        const GemvOutput inner[] = {{.weight = p.experts[e].w1, .out = gate, .skip = {}},
-                                    {.weight = p.experts[e].w3, .out = up, .skip = {}}};
-        expert_products(side, outer, inner);
-        swiglu(side, gate, up);
+        const Matrix inner = pass.inner.slice(at, counts[e]);
+        const Matrix gate = columns(inner, 0, inner.cols / 2);
+        inner_products(side, p.experts[e], outer, inner);
+        swiglu(side, gate, columns(inner, inner.cols / 2, inner.cols / 2));
         const GemvOutput result{.weight = p.experts[e].w2, .out = outer, .skip = {}};
         expert_products(side, gate, {&result, 1});
     }

@@ -142,18 +142,22 @@ class RandomWeights final : public kernels::Backend {
         b_.copy_in(block_.data(), values.data(), bytes_);
     }
     kernels::Weight place(const WeightView& host) override {
-        // The block again and again, each time from another start.
-        WeightView view = host;
-        Buffer owner = b_.allocate(host.size_bytes());
-        for (std::size_t done = 0; done < host.size_bytes();) {
-            const std::size_t from = start_ % bytes_;
-            const std::size_t n = std::min(bytes_ - from, host.size_bytes() - done);
-            b_.copy(owner.as<std::byte>() + done, block_.as<std::byte>() + from, n);
-            done += n;
-            start_ += n + 4096 * 7;
+        return std::move(place_together({&host, 1}).front());
+    }
+    std::vector<kernels::Weight> place_together(std::span<const WeightView> host) override {
+        std::size_t bytes = 0;
+        for (const WeightView& view : host) bytes += view.size_bytes();
+        Buffer owner = b_.allocate(bytes);
+        fill(owner);
+        std::vector<kernels::Weight> placed;
+        const auto* at = owner.as<std::byte>();
+        for (WeightView view : host) {
+            view.data = at;
+            at += view.size_bytes();
+            placed.push_back({view, {}});
         }
-        view.data = owner.data();
-        return {view, std::move(owner)};
+        placed.front().owner = std::move(owner);
+        return placed;
     }
 
     kernels::DeviceInfo device() const override { return b_.device(); }
@@ -194,6 +198,17 @@ class RandomWeights final : public kernels::Backend {
     void vit_attention(const kernels::VitAttentionParams& p) override { b_.vit_attention(p); }
 
   private:
+    /// The block again and again, each time from another start.
+    void fill(const Buffer& to) {
+        for (std::size_t done = 0; done < to.size_bytes();) {
+            const std::size_t from = start_ % bytes_;
+            const std::size_t n = std::min(bytes_ - from, to.size_bytes() - done);
+            b_.copy(to.as<std::byte>() + done, block_.as<std::byte>() + from, n);
+            done += n;
+            start_ += n + 4096 * 7;
+        }
+    }
+
     kernels::Backend& b_;
     Buffer block_;
     std::size_t bytes_ = 0;

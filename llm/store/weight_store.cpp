@@ -57,12 +57,13 @@ struct WeightStore::Impl {
         return owned.back().data();
     }
     WeightView matrix(const std::string& name) {
-        kernels::Weight placed = backend.place(source.tensor(name).as_weight());
-        if (placed.owner) {
-            keep(std::move(placed.owner));
-        } else {
-            borrowed += placed.view.size_bytes();
-        }
+        const WeightView host = source.tensor(name).as_weight();
+        return keep_placed(backend.place(host), host);
+    }
+    /// Counts as borrowed what the backend uses where it lay.
+    WeightView keep_placed(kernels::Weight placed, const WeightView& host) {
+        if (placed.view.data == host.data) borrowed += host.size_bytes();
+        if (placed.owner) keep(std::move(placed.owner));
         return placed.view;
     }
     const float* floats(const std::string& name) {
@@ -109,8 +110,13 @@ struct WeightStore::Impl {
         std::vector<kernels::ExpertWeights>& list = experts[static_cast<std::size_t>(l)];
         for (int e = 0; e < config.text.num_local_experts; ++e) {
             const std::string name = moe + "experts." + std::to_string(e) + ".";
-            list.push_back({matrix(name + "w1.weight"), matrix(name + "w3.weight"),
-                            matrix(name + "w2.weight")});
+            // Gate and up read the same rows.
+            const WeightView both[] = {source.tensor(name + "w1.weight").as_weight(),
+                                       source.tensor(name + "w3.weight").as_weight()};
+            std::vector<kernels::Weight> placed = backend.place_together(both);
+            const WeightView w1 = keep_placed(std::move(placed[0]), both[0]);
+            const WeightView w3 = keep_placed(std::move(placed[1]), both[1]);
+            list.push_back({w1, w3, matrix(name + "w2.weight")});
         }
         w.experts = list;
         layers.push_back(w);
