@@ -37,6 +37,9 @@ class CublasLt {
     /// above 16 rows. Errors: kDevice.
     bool matmul(const Context& context, const MatmulParams& p);
 
+    /// For tests: from now on matmul() refuses everything, so that the kernels of our own are used.
+    void refuse_all();
+
     /// Streams that products may be given instead of the context's own, each with a workspace.
     SideStreams& side_streams();
 

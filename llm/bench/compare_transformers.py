@@ -47,10 +47,11 @@ def build(layers):
                 fresh, _ = module.rope_init_fn(config, "cuda")
                 module.inv_freq = fresh
             if module.__class__.__name__ == "MiniMaxLightningAttention":
-                slope = module.get_slope_rate().to("cuda")
-                q, k, d = module.decay_factors(slope)
-                module.slope_rate, module.query_decay = slope, q
-                module.key_decay, module.diagonal_decay = k, d
+                slope = module.get_slope_rate().cpu()
+                factors = [slope, *module.decay_factors(slope)]
+                names = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+                for key, value in zip(names, factors):
+                    setattr(module, key, value.to("cuda"))
     return model.eval()
 
 

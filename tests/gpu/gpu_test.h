@@ -100,6 +100,10 @@ void expect_close(const std::string& what, std::span<const float> got, std::span
                   double bound);
 void expect(bool condition, const std::string& what);
 
+/// True under a sanitizer, which makes everything up to a hundred times slower: tests then draw and
+/// run less (LONGVIEW_GPU_TEST_SMALL is set).
+bool small_run();
+
 /// One line of the report: runs the function, prints ok or FAILED with the exception's text.
 using CaseFunction = std::function<void(Device&)>;
 struct Case {

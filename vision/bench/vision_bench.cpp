@@ -1,5 +1,5 @@
-// Speed of the vision tower and projector at the real size (ViT-L/14-336, model-spec 7.5) with random
-// weights, tiles in host memory to features in device memory.
+// Speed of the vision tower and projector at the real size (ViT-L/14-336, model-spec 7.5) with
+// random weights, tiles in host memory to features in device memory.
 //
 //   vision-bench [cpu|cuda] [--json FILE]
 #include <algorithm>
@@ -105,8 +105,8 @@ int run(std::string_view device, const std::string& json_path) {
             image.tiles[i] = static_cast<std::uint8_t>(i * 2654435761U >> 24);
         const DType dtype = backend->activation_dtype();
         const std::int64_t width = kConfig.text_hidden_size;
-        const Buffer rows = backend->allocate(static_cast<std::size_t>(image.plan.tokens * width) *
-                                              size_of(dtype));
+        const Buffer rows =
+            backend->allocate(static_cast<std::size_t>(image.plan.tokens * width) * size_of(dtype));
         const double s = seconds_of(encoder, *backend, image,
                                     {rows.data(), dtype, image.plan.tokens, width, width});
         std::printf("%3d tiles %10.2f ms %10.0f tiles/s\n", views, s * 1e3, views / s);

@@ -11,8 +11,8 @@ namespace longview::vision {
 
 namespace {
 
-// Rows that go through the projector at once. The real model needs 4 x 6144 values for each:
-// 100 MB in fp32.
+// Rows that go through the projector at once, on a GPU more. The real model needs 4 x 6144 values
+// for each: 100 MB in fp32.
 constexpr std::int64_t kProjectorRows = 1024;
 
 Matrix make_matrix(const Buffer& buffer, DType dtype, std::int64_t rows, std::int64_t cols) {
@@ -63,7 +63,8 @@ struct Encoder::Impl {
 void Encoder::Impl::pack(ConstMatrix features, std::span<const std::int32_t> index,
                          Matrix out) const {
     const auto total = static_cast<std::int64_t>(index.size());
-    const std::int64_t most = std::min(total, kProjectorRows);
+    const std::int64_t most =
+        std::min(total, std::max(kProjectorRows, backend.preferred_chunk_tokens()));
     Buffer buffers[3];
     const Matrix picked = allocate(buffers[0], most, config.hidden_size);
     const Matrix middle = allocate(buffers[1], most, config.text_hidden_size);

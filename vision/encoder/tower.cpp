@@ -9,9 +9,9 @@ namespace longview::vision {
 
 namespace {
 
-// Eight tiles of the real tower are 4616 rows: enough to keep a GPU busy, and their scratch memory
-// is 170 MB in fp32.
-constexpr std::int64_t kMostTilesAtOnce = 8;
+// Eight tiles of the real tower are 4616 rows; their scratch memory is 170 MB in fp32. A GPU takes
+// more at a time: about two chunks of text, so that small products fill it too.
+constexpr std::int64_t kTilesAtOnce = 8;
 
 const VisionConfig& checked(const VisionConfig& c, const PreprocessConfig& p) {
     const bool sizes = c.hidden_size > 0 && c.intermediate_size > 0 && c.num_hidden_layers > 0 &&
@@ -90,7 +90,9 @@ void Tower::run(const std::uint8_t* tiles, std::int64_t num_tiles, Matrix out,
                    "the tower's output has a row for each patch and the class");
     if (num_tiles == 0) return;
     // Batches of equal size: nine tiles go as five and four.
-    const std::int64_t batches = (num_tiles + kMostTilesAtOnce - 1) / kMostTilesAtOnce;
+    const std::int64_t most =
+        std::max(kTilesAtOnce, 2 * backend_.preferred_chunk_tokens() / rows_per_tile());
+    const std::int64_t batches = (num_tiles + most - 1) / most;
     const std::int64_t batch = (num_tiles + batches - 1) / batches;
     const Scratch scratch(backend_, config_, batch * rows_per_tile());
     const std::int64_t tile_bytes = std::int64_t{preprocess_.tile_size} * preprocess_.tile_size * 3;
