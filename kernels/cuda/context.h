@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/runtime/cuda/scratch.h"
+
 namespace longview::kernels::cuda {
 
 /// Numbers of the device that launch plans depend on.
@@ -23,22 +25,6 @@ struct StepInput {
     std::int64_t position = 0;
     std::int32_t id = 0;
     std::int32_t padding = 0;
-};
-
-/// Scratch memory for one operator. take() is valid until the operator's launches are queued; the
-/// next operator reuses the same memory, which the order of the stream makes safe.
-class Scratch {
-  public:
-    virtual ~Scratch() = default;
-    /// 256-byte aligned device memory with undefined contents. Several calls in one operator give
-    /// disjoint blocks. Errors: kMemory.
-    virtual void* take(std::size_t size_bytes) = 0;
-    template <typename T>
-    T* take_array(std::int64_t count) {
-        return static_cast<T*>(take(static_cast<std::size_t>(count) * sizeof(T)));
-    }
-    /// Pinned host memory under the same rules, for results a launcher must look at.
-    virtual void* take_pinned(std::size_t size_bytes) = 0;
 };
 
 class CublasLt;

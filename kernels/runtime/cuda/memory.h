@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cuda/context.h"
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/cuda/handles.h"
+#include "kernels/runtime/cuda/scratch.h"
 
 namespace longview::kernels::cuda {
 

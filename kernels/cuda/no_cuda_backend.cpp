@@ -1,4 +1,4 @@
-// Stands in for kernels/cuda in a build without CUDA.
+// Stands in for the rest of this folder in a build without CUDA.
 #include "kernels/backend.h"
 
 namespace longview::kernels {
