@@ -1,5 +1,6 @@
 // Causal grouped-query attention over the paged cache (model-spec 4): checks, the choice between
-// many queries (flash.cuh) and few (softmax_decode.cu), and the launch of the former.
+// many queries (flash.cuh, on Hopper softmax_prefill_sm90.cu) and few (softmax_decode.cu), and the
+// launch of the former.
 //
 // Bound: matrix instructions. 4 * heads * head_dim operations for every key a row sees.
 #include <cstdint>
@@ -9,6 +10,9 @@
 #include "kernels/cuda/flash.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/softmax_decode.h"
+#ifdef LONGVIEW_HAVE_SM90A
+#include "kernels/cuda/softmax_prefill_sm90.h"
+#endif
 
 namespace longview::kernels::cuda {
 namespace {
@@ -16,6 +20,10 @@ namespace {
 // Up to here splitting the keys among all multiprocessors matters more than using whole tiles of
 // queries.
 constexpr std::int64_t kDecodeRows = 48;
+#ifdef LONGVIEW_HAVE_SM90A
+// From here on.
+constexpr std::int64_t kHopperRows = 64;
+#endif
 
 void check_softmax(const SoftmaxAttentionParams& p) {
     const KvView& kv = p.kv;
@@ -56,6 +64,12 @@ void softmax_prefill(const Context& c, const SoftmaxAttentionParams& p) {
     args.step = c.step;
     args.scale_log2 = p.scale * kLog2E;
     args.group = p.heads / p.kv.kv_heads;
+#ifdef LONGVIEW_HAVE_SM90A
+    if (c.device.compute == 90 && p.q.rows >= kHopperRows && fits_sm90(args, p.kv)) {
+        softmax_prefill_sm90(c, args, p.kv);
+        return;
+    }
+#endif
     if (fast_pages(p.kv, kFlashKeys)) {
         launch_flash<kDim, true>(c, args, PagedKv<true>(p.kv), p.kv.kv_heads, 1);
     } else {

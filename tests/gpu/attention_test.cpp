@@ -99,10 +99,11 @@ struct Attention {
     std::int64_t gap = 0;
     std::size_t shift_bytes = 0;
     bool step = false;
+    bool portable = false;  // the kernels for every GPU, where there are special ones for this one
 
     std::string name() const {
-        return heads.name() + " n=" + std::to_string(rows) + " at " + std::to_string(position) +
-               " page " + std::to_string(page_tokens);
+        return (portable ? "portable " : "") + heads.name() + " n=" + std::to_string(rows) +
+               " at " + std::to_string(position) + " page " + std::to_string(page_tokens);
     }
 };
 
@@ -128,8 +129,10 @@ class Attend {
         p.out = out.view();
         p.kv = cache_.device();
         p.position = a_.step ? 0 : a_.position + first;
-        cuda::softmax_attention(
-            a_.step ? device_.step_context(a_.position + first, 0) : device_.context(), p);
+        cuda::Context context =
+            a_.step ? device_.step_context(a_.position + first, 0) : device_.context();
+        if (a_.portable) context.device.compute = 80;
+        cuda::softmax_attention(context, p);
         device_.finish();
         return out.read();
     }
@@ -225,6 +228,40 @@ void add_prefill_cases(std::vector<Case>& cases) {
                              if (heads.heads < 64 || (rows <= 65 && position % 5 == 0))
                                  check_attention(d, {heads, rows, position, page});
                  }});
+    // Whole tiles of 128 rows and keys, and their edges.
+    for (const bool portable : {false, true})
+        cases.push_back(
+            {portable ? "prefill in tiles, portable" : "prefill in tiles", [=](Device& d) {
+                 const auto check = [&](const Heads& heads, std::int64_t rows,
+                                        std::int64_t position, std::int64_t page = 256) {
+                     Attention a{heads, rows, position, page};
+                     a.portable = portable;
+                     check_attention(d, a);
+                 };
+                 for (const std::int64_t rows : {64, 65, 127, 128, 129, 191, 192, 193, 256, 640})
+                     for (const std::int64_t position :
+                          {0, 1, 27, 63, 64, 100, 127, 128, 129, 1000})
+                         check(kOneKvHead, rows, position);
+                 for (const std::int64_t page : {128, 512, 4096}) check(kOneKvHead, 300, 77, page);
+                 check({3, 3, 128}, 200, 50);
+                 check(kReal, 130, 300);
+                 Attention large{kOneKvHead, 200, 100, 256, 8.0F};
+                 large.portable = portable;
+                 check_attention(d, large);
+                 Attention spaced{kOneKvHead, 200, 100, 256, 1.0F, 512, 8};
+                 spaced.portable = portable;
+                 check_attention(d, spaced);
+                 Attention step{kOneKvHead, 70, 300};
+                 step.portable = portable;
+                 step.step = true;
+                 check_attention(d, step);
+             }});
+    cases.push_back({"prefill gives the same bits again", [](Device& d) {
+                         Attend attend(d, {kReal, 700, 1500});
+                         const std::vector<float> first = attend.on_device(0, 700);
+                         for (int i = 0; i < 10; ++i)
+                             expect(attend.on_device(0, 700) == first, "other bits in another run");
+                     }});
     cases.push_back({"prefill with other pages", [](Device& d) {
                          for (const std::int64_t page : {1, 48, 64, 192, 512})
                              check_attention(d, {kDemo, 150, 77, page});
