@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/softmax_prefill_sm90.h"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wgmma_tiles.cuh"
 
 namespace longview::kernels::cuda {
 namespace {
