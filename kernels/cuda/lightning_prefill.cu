@@ -11,11 +11,12 @@
 //
 // Compiled for sm_90a the products are wgmma instructions (in the same fragments: the four warps
 // are a warpgroup), else mma.sync. Cost of a tile at head_dim 128, for the block, by count:
-//   wgmma     900 cycles of the tensor cores, in this order: scores 256, q^T S 256, scores x v 128,
-//             update 256; B operands are read once for all warps. Shared memory: operands 72 KB and
-//             v 8, copies 40, scores and staged outputs 24: 1150 cycles, most of them behind the
-//             products. About 750 instructions a warp, one warp a scheduler. Exposed: two barriers,
-//             the start of the scores, rounding the state if the scores end first. 1300 to 1500
+//   wgmma     900 cycles of the tensor cores, in this order: scores 256, q^T S 256, update 256,
+//             scores x v 128; B operands are read once for all warps. Shared memory: operands 72 KB
+//             and v 8, copies 40, scores and staged outputs 24: 1150 cycles, most of them behind
+//             the products. About 750 instructions a warp, one warp a scheduler, nearly all behind
+//             a product that does not wait for them. Exposed: one barrier, the start of the scores,
+//             the scores' way through shared memory where it takes longer than q^T S. 1100 to 1400
 //             cycles in all; the bytes (40 KB in, 8 KB out) alone take 1800 on an H200.
 //   mma.sync  848 instructions (1400 cycles at the 1200 multiply-adds a cycle it reaches on
 //             Hopper), 344 ldmatrix4 and the copies (1400 and 320 cycles of shared memory), one
@@ -345,30 +346,34 @@ __device__ inline void wgmma_outputs(Block<kDim, kStages>& b, State<kDim>& state
                                      const ScoreDecays& score_decays) {
     using L = Layout<kDim>;
     const Lane& l = b.l;
+    Fragments out = {};
+    const auto stage = [&] {
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece) stage_outputs(out, piece, b.staged, l);
+    };
     for (int tile = b.first; tile < b.last; ++tile) {
         cp_async_wait<kStages - 2>();
         wgmma_publish();
-        // This tile is in place; everyone is done with the last one's scores, q, k and v, and has
-        // staged its outputs.
+        // This tile is in place; everyone is done with the last one's q, k, v and scores, and with
+        // the staged outputs of the one before that.
         __syncthreads();
         const auto next = b.next_loader(tile);
         const std::uint32_t at = b.tile_at();
         b.advance();
         const int count = TileRows(b.a, tile).count;
 
-        Fragments out, products;
+        Fragments products;
         wgmma_fence();
         wgmma_scores<kDim>(products, at);
         wgmma_commit();
-        // Behind the scores: the last tile's outputs, the next one's copies.
-        const auto writer = b.writer(tile);
-#pragma unroll
-        for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) writer.write(step);
-        wgmma_wait<1>();  // nothing, but ptxas wants to see it before the state is read
+        wgmma_wait<1>();  // nothing, but ptxas wants to see it before the registers are read
+        hold(out);
         hold(state.s);
+        // Behind the scores: the last tile's outputs (nobody's, at the first one).
         std::uint32_t rounded[kDim / 16][4];
 #pragma unroll
         for (int step = 0; step < kDim / 16; ++step) state.operand(step, rounded[step]);
+        stage();
         wgmma_fence();
         wgmma_queries<kDim>(out, rounded, at);
         wgmma_commit();
@@ -388,28 +393,31 @@ __device__ inline void wgmma_outputs(Block<kDim, kStages>& b, State<kDim>& state
         wgmma_publish();
         std::uint32_t weighted[kTile / 16][4];
         values.weigh(b.decays.to_end + (kTile - count), l, weighted);
-        __syncthreads();  // the scores of all warps are there; the staged outputs are written
-        wgmma_wait<0>();
+        wgmma_fence();
+        wgmma_add_rows<kDim>(state, weighted, at);
+        wgmma_commit();
+
+        // Behind the state's update.
+        __syncthreads();  // the scores of all warps are there, and the last tile's outputs staged
+        wgmma_wait<1>();
         hold(out);
         hold(rounded);
-
         scale_outputs(out, b.decays.from_start, l);
         wgmma_fence();
         wgmma_add_scores(out, values, shared_address(b.scores));
         wgmma_commit();
-        wgmma_add_rows<kDim>(state, weighted, at);
-        wgmma_commit();
-        wgmma_wait<1>();  // the outputs
+        const auto writer = b.writer(tile);
+#pragma unroll
+        for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) writer.write(step);
+        // In flight across the loop's end, ptxas would serialize them with the scores.
+        wgmma_wait<0>();
         hold(out);
         hold(values.v);
-        // Behind the state's update. (In flight across the loop's end it would be serialized with
-        // the scores; so ptxas says.)
-#pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece) stage_outputs(out, piece, b.staged, l);
-        wgmma_wait<0>();
         hold(state.s);
         hold(weighted);
     }
+    __syncthreads();  // the staged outputs are written
+    stage();
 }
 
 /// grid (slices of a head * heads, segments; kStatesOnly: segments - 1).
