@@ -9,10 +9,22 @@
 // layout of an A operand, and neither it nor the weighted v goes through shared memory. Only the
 // scores do, 16 rows of k a warp.
 //
-// Cost of a tile at head_dim 128, for the block: 848 matrix instructions (about 1400 cycles at the
-// 1200 multiply-adds a cycle that mma.sync reaches on Hopper), 344 ldmatrix4 and the copies of 40
-// KB (1400 and 320 cycles of shared memory). All else is issued between the products. q and k are
-// read by both blocks of a head, the second time from L2. One block an SM: 128 of them at 64 heads.
+// Compiled for sm_90a the products are wgmma instructions (in the same fragments: the four warps
+// are a warpgroup), else mma.sync. Cost of a tile at head_dim 128, for the block, by count:
+//   wgmma     900 cycles of the tensor cores, in this order: scores 256, q^T S 256, update 256,
+//             scores x v 128; B operands are read once for all warps. Shared memory: operands 72 KB
+//             and v 8, copies 40, scores and staged outputs 24: 1150 cycles, most of them behind
+//             the products. About 750 instructions a warp, one warp a scheduler, nearly all behind
+//             a product that does not wait for them. Exposed: one barrier, the start of the scores,
+//             the scores' way through shared memory where it takes longer than q^T S. 1100 to 1400
+//             cycles in all; the bytes (40 KB in, 8 KB out) alone take 1800 on an H200.
+//   mma.sync  848 instructions (1400 cycles at the 1200 multiply-adds a cycle it reaches on
+//             Hopper), 344 ldmatrix4 and the copies (1400 and 320 cycles of shared memory), one
+//             warp a scheduler with its latencies exposed: 3000 cycles measured on an H200. More
+//             warps would not help much there: separate ones for the scores read q once more and
+//             come to 2350 cycles of shared memory.
+// q and k are read by both blocks of a head, the second time from L2. One block an SM: 128 of them
+// at 64 heads.
 #include <algorithm>
 #include <cstdint>
 
@@ -63,6 +75,7 @@ __host__ __device__ inline std::int64_t rows_of(const PrefillArgs& a, int first,
 template <int kDim>
 struct TileLoader {
     using L = Layout<kDim>;
+    static constexpr int kDimChunks = kDim / 8;
     static constexpr int kValueChunks = (kDim < kSlice ? kDim : kSlice) / 8;
 
     const char* row;  // the tile's first row, the head's q
@@ -82,8 +95,8 @@ struct TileLoader {
         values = row + 4 * kDim + slice * kSlice * 2;
     }
 
-    /// Step `i` of copying kGroup chunks a row from `from`; kChunks of them make a row of a part in
-    /// shared memory, the others go kPart bytes further.
+    /// Step `i` of copying kGroup chunks a row from `from`; each kChunks of them make a row of a
+    /// panel, kPart bytes after the one before.
     template <int kChunks, int kGroup, int kPart>
     __device__ void copy(const char* from, std::uint32_t part, int i) const {
         static_assert(kWarp % kGroup == 0 && kGroup % kChunks == 0);
@@ -102,22 +115,22 @@ struct TileLoader {
                        std::int64_t{i * kStep} * stride_bytes,
                    r < count ? 16 : 0);
     }
-    static constexpr int kQueryKeySteps = kTile / (kWarp / (2 * L::kChunks) * kWarps);
-    static constexpr int kKeySteps = kTile / (kWarp / L::kChunks * kWarps);
+    static constexpr int kQueryKeySteps = kTile / (kWarp / (2 * kDimChunks) * kWarps);
+    static constexpr int kKeySteps = kTile / (kWarp / kDimChunks * kWarps);
     static constexpr int kValueSteps = kTile / (kWarp / kValueChunks * kWarps);
     static_assert(kQueryKeySteps == 2 * (kDim / 16) && kValueSteps <= kDim / 16);
 
     /// Part `step` of kDim / 16 of the copies of q, k and v.
     __device__ void part(int step) const {
-        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step);
-        copy<L::kChunks, 2 * L::kChunks, L::kKeys>(row, to, 2 * step + 1);
+        copy<L::kChunks, 2 * kDimChunks, L::kPanel>(row, to, 2 * step);
+        copy<L::kChunks, 2 * kDimChunks, L::kPanel>(row, to, 2 * step + 1);
         if (step < kValueSteps) copy_values(step);
     }
     /// k and v only.
     __device__ void keys_and_values() const {
 #pragma unroll
         for (int i = 0; i < kKeySteps; ++i)
-            copy<L::kChunks, L::kChunks, 0>(row + 2 * kDim, to + L::kKeys, i);
+            copy<L::kChunks, kDimChunks, L::kPanel>(row + 2 * kDim, to + L::kKeys, i);
 #pragma unroll
         for (int i = 0; i < kValueSteps; ++i) copy_values(i);
     }
@@ -180,39 +193,253 @@ struct OutputWriter {
     }
 };
 
+/// What a block works on: a head, a slice of its columns of v, the tiles [first, last).
+template <int kDim, int kStages>
+struct Block {
+    using L = Layout<kDim>;
+    static constexpr int kSlices = kDim > kSlice ? kDim / kSlice : 1;
+
+    const PrefillArgs& a;
+    Lane l;
+    int slice, head, segment;
+    int first, last;
+    std::uint32_t tiles;  // in shared memory, kStages of them
+    char* scores;
+    char* staged;
+    Decays decays;
+    int stage = 0;  // where the tile at hand lies
+
+    __device__ Block(const PrefillArgs& args, char* shared)
+        : a(args),
+          slice(static_cast<int>(blockIdx.x) % kSlices),
+          head(static_cast<int>(blockIdx.x) / kSlices),
+          segment(static_cast<int>(blockIdx.y)),
+          first(segment * a.segment_tiles),
+          last(min((segment + 1) * a.segment_tiles, a.tiles)),
+          tiles(shared_address(shared)),
+          scores(shared + kStages * L::kTileBytes),
+          staged(scores + L::kSquare),
+          decays(staged + L::kSquare) {}
+
+    __device__ std::uint32_t tile_at() const { return tiles + stage * L::kTileBytes; }
+    __device__ void advance() { stage = stage == kStages - 1 ? 0 : stage + 1; }
+    /// For tile first + ahead < first + kStages.
+    __device__ TileLoader<kDim> early_loader(int ahead) const {
+        return loader(first + ahead, ahead);
+    }
+    /// While `tile` is at hand: for the one that takes the place of the tile before it.
+    __device__ TileLoader<kDim> next_loader(int tile) const {
+        return loader(tile + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
+    }
+    /// While `tile` is at hand: of the outputs of the one before it. Writes them itself if they are
+    /// not aligned.
+    __device__ OutputWriter<kDim> writer(int tile) const {
+        if (tile > first && !a.out_aligned) write_unaligned(tile - 1);
+        return {a, head, slice, tile - 1, tile > first && a.out_aligned, staged};
+    }
+    __device__ void write_last() const {
+        if (!a.out_aligned) return write_unaligned(last - 1);
+        const OutputWriter<kDim> last_writer(a, head, slice, last - 1, true, staged);
+#pragma unroll
+        for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) last_writer.write(step);
+    }
+
+  private:
+    __device__ TileLoader<kDim> loader(int tile, int to) const {
+        return {a, head, slice, tile, last, tiles + to * L::kTileBytes, l};
+    }
+    __device__ void write_unaligned(int tile) const {
+        OutputWriter<kDim>(a, head, slice, tile, true, staged).write_unaligned();
+    }
+};
+
+// The tiles of a block, one after the other, with mma.sync and with wgmma. The first kStages - 1
+// are on their way when these are called, and the decays are in shared memory.
+
+template <int kDim, int kStages>
+__device__ inline void add_states(Block<kDim, kStages>& b, State<kDim>& state) {
+    using L = Layout<kDim>;
+    for (int tile = b.first; tile < b.last; ++tile) {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();  // this tile is in place; everyone is done with the last one
+        b.next_loader(tile).keys_and_values();
+        cp_async_commit();
+        const std::uint32_t at = b.tile_at();
+        b.advance();
+        const int count = TileRows(b.a, tile).count;
+        Values values;
+        values.load(at + L::kValues, b.l);
+        state.scale(b.decays.from_start[count - 1]);
+        add_rows<kDim, 0, kTile / 16>(state, values, b.decays.to_end + (kTile - count),
+                                      at + L::kKeys, b.l, [](int) {});
+    }
+}
+
+template <int kDim, int kStages>
+__device__ inline void compute_outputs(Block<kDim, kStages>& b, State<kDim>& state,
+                                       const ScoreDecays& score_decays) {
+    using L = Layout<kDim>;
+    const Lane& l = b.l;
+    for (int tile = b.first; tile < b.last; ++tile) {
+        cp_async_wait<kStages - 2>();
+        // This tile is in place; everyone is done with the last one's scores, q, k and v, and has
+        // staged its outputs.
+        __syncthreads();
+        const auto next = b.next_loader(tile);
+        const std::uint32_t at = b.tile_at();
+        b.advance();
+        const int count = TileRows(b.a, tile).count;
+        const auto writer = b.writer(tile);
+        Fragments out, products;
+        multiply_queries<kDim>(state, at, l, out, products, [&](int step) { next.part(step); });
+        cp_async_commit();
+        Values values;
+        values.load(at + L::kValues, l);
+        state.scale(b.decays.from_start[count - 1]);
+        const float* const weights = b.decays.to_end + (kTile - count);
+        // Everything that is not a product hides behind one half of the state's update or the
+        // other: before the barrier the scores and the last tile's outputs, after it these.
+        ScoreWriter score_writer(products, score_decays, b.scores, l);
+        add_rows<kDim, 0, 2>(state, values, weights, at + L::kKeys, l, [&](int piece) {
+            score_writer.write(piece, l);
+            if (piece % 4 == 0) writer.write(piece / 4);
+        });
+        __syncthreads();  // the scores of all warps are there; the staged outputs are written
+        scale_outputs(out, b.decays.from_start, l);
+        add_scores(out, values, shared_address(b.scores), l);
+        add_rows<kDim, 2, 4>(state, values, weights, at + L::kKeys, l,
+                             [&](int piece) { stage_outputs(out, piece, b.staged, l); });
+    }
+}
+
+template <int kDim, int kStages>
+__device__ inline void wgmma_states(Block<kDim, kStages>& b, State<kDim>& state) {
+    using L = Layout<kDim>;
+    std::uint32_t weighted[kTile / 16][4] = {};
+    for (int tile = b.first; tile < b.last; ++tile) {
+        cp_async_wait<kStages - 2>();
+        wgmma_publish();
+        wgmma_wait<0>();
+        hold(state.s);
+        hold(weighted);
+        __syncthreads();  // this tile is in place; everyone is done with the last one
+        b.next_loader(tile).keys_and_values();
+        cp_async_commit();
+        const std::uint32_t at = b.tile_at();
+        b.advance();
+        const int count = TileRows(b.a, tile).count;
+        Values values;
+        values.load(at + L::kValues, b.l);
+        state.scale(b.decays.from_start[count - 1]);
+        values.weigh(b.decays.to_end + (kTile - count), b.l, weighted);
+        wgmma_fence();
+        wgmma_add_rows<kDim>(state, weighted, at);
+        wgmma_commit();
+    }
+    wgmma_wait<0>();
+    hold(state.s);
+    hold(weighted);
+}
+
+template <int kDim, int kStages>
+__device__ inline void wgmma_outputs(Block<kDim, kStages>& b, State<kDim>& state,
+                                     const ScoreDecays& score_decays) {
+    using L = Layout<kDim>;
+    const Lane& l = b.l;
+    Fragments out = {};
+    const auto stage = [&] {
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece) stage_outputs(out, piece, b.staged, l);
+    };
+    for (int tile = b.first; tile < b.last; ++tile) {
+        cp_async_wait<kStages - 2>();
+        wgmma_publish();
+        // This tile is in place; everyone is done with the last one's q, k, v and scores, and with
+        // the staged outputs of the one before that.
+        __syncthreads();
+        const auto next = b.next_loader(tile);
+        const std::uint32_t at = b.tile_at();
+        b.advance();
+        const int count = TileRows(b.a, tile).count;
+
+        Fragments products;
+        wgmma_fence();
+        wgmma_scores<kDim>(products, at);
+        wgmma_commit();
+        wgmma_wait<1>();  // nothing, but ptxas wants to see it before the registers are read
+        hold(out);
+        hold(state.s);
+        // Behind the scores: the last tile's outputs (nobody's, at the first one).
+        std::uint32_t rounded[kDim / 16][4];
+#pragma unroll
+        for (int step = 0; step < kDim / 16; ++step) state.operand(step, rounded[step]);
+        stage();
+        wgmma_fence();
+        wgmma_queries<kDim>(out, rounded, at);
+        wgmma_commit();
+#pragma unroll
+        for (int step = 0; step < kDim / 16; ++step) next.part(step);
+        cp_async_commit();
+        Values values;
+        values.load(at + L::kValues, l);
+        state.scale(b.decays.from_start[count - 1]);
+
+        wgmma_wait<1>();  // the scores
+        hold(products);
+        // Behind q^T S.
+        ScoreWriter score_writer(products, score_decays, b.scores, l);
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece) score_writer.write(piece, l);
+        wgmma_publish();
+        std::uint32_t weighted[kTile / 16][4];
+        values.weigh(b.decays.to_end + (kTile - count), l, weighted);
+        wgmma_fence();
+        wgmma_add_rows<kDim>(state, weighted, at);
+        wgmma_commit();
+
+        // Behind the state's update.
+        __syncthreads();  // the scores of all warps are there, and the last tile's outputs staged
+        wgmma_wait<1>();
+        hold(out);
+        hold(rounded);
+        scale_outputs(out, b.decays.from_start, l);
+        wgmma_fence();
+        wgmma_add_scores(out, values, shared_address(b.scores));
+        wgmma_commit();
+        const auto writer = b.writer(tile);
+#pragma unroll
+        for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) writer.write(step);
+        // In flight across the loop's end, ptxas would serialize them with the scores.
+        wgmma_wait<0>();
+        hold(out);
+        hold(values.v);
+        hold(state.s);
+        hold(weighted);
+    }
+    __syncthreads();  // the staged outputs are written
+    stage();
+}
+
 /// grid (slices of a head * heads, segments; kStatesOnly: segments - 1).
 ///   kStatesOnly: state_out[segment] = what the segment's rows add to the state at its end.
 ///   else: outputs, from state_in[segment] on; the last segment stores the state after it.
 template <int kDim, int kStages, bool kStatesOnly>
 __global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const PrefillArgs a) {
-    using L = Layout<kDim>;
-    constexpr int kSlices = kDim > kSlice ? kDim / kSlice : 1;
     static_assert(kDim % 32 == 0 && (kDim <= kSlice || kDim % kSlice == 0));
+    constexpr bool kWgmma = kHasWgmma && kDim >= kSlice;  // its rows are of 64 columns
     extern __shared__ __align__(1024) char shared[];
-    char* const scores = shared + kStages * L::kTileBytes;
-    char* const staged = scores + L::kSquare;
-    const Decays decays(staged + L::kSquare);
-    const Lane l;
-    const int slice = static_cast<int>(blockIdx.x) % kSlices;
-    const int head = static_cast<int>(blockIdx.x) / kSlices;
-    const int segment = static_cast<int>(blockIdx.y);
-    const float slope = a.slopes[head];
-    const std::uint32_t tiles = shared_address(shared);
-
-    const int last = min((segment + 1) * a.segment_tiles, a.tiles);
-    int first = segment * a.segment_tiles;
+    Block<kDim, kStages> b(a, shared);
+    const Lane& l = b.l;
+    const float slope = a.slopes[b.head];
     if constexpr (kStatesOnly) {
         // Rows this many tiles before the end weigh exp(-104) or less, which is 0 in fp32.
         const float tiles_that_count = 104.0F / (slope * kTile) + 2.0F;
-        if (tiles_that_count < static_cast<float>(last - first))
-            first = last - static_cast<int>(tiles_that_count);
+        if (tiles_that_count < static_cast<float>(b.last - b.first))
+            b.first = b.last - static_cast<int>(tiles_that_count);
     }
 
-    const auto loader = [&](int tile, int stage) {
-        return TileLoader<kDim>(a, head, slice, tile, last, tiles + stage * L::kTileBytes, l);
-    };
     for (int i = 0; i < kStages - 1; ++i) {
-        const auto load = loader(first + i, i);
+        const auto load = b.early_loader(i);
         if constexpr (kStatesOnly) {
             load.keys_and_values();
         } else {
@@ -221,77 +448,35 @@ __global__ __launch_bounds__(kThreads) void lightning_prefill_kernel(const Prefi
         }
         cp_async_commit();
     }
-    decays.fill(slope, static_cast<int>(threadIdx.x));
-    const ScoreDecays score_decays(slope, l);
+    b.decays.fill(slope, static_cast<int>(threadIdx.x));
 
-    const int first_col = slice * kSlice + 16 * l.warp;
+    const int first_col = b.slice * kSlice + 16 * l.warp;
     const bool has_columns = kDim >= kSlice || first_col < kDim;
-    const std::int64_t head_at = std::int64_t{head} * kDim * kDim + first_col;
-    const std::int64_t segment_floats = std::int64_t{a.heads} * kDim * kDim;
+    const std::int64_t head_at = std::int64_t{b.head} * kDim * kDim + first_col;
+    const std::int64_t segment_at = std::int64_t{b.segment} * a.heads * kDim * kDim;
     State<kDim> state;
     if (kStatesOnly || !has_columns)
         state.zero();
     else
-        state.load(a.state_in + std::int64_t{segment} * segment_floats + head_at, l);
+        state.load(a.state_in + segment_at + head_at, l);
 
-    int stage = 0;
-    for (int tile = first; tile < last; ++tile) {
-        cp_async_wait<kStages - 2>();
-        // This tile is in place; everyone is done with the last one's scores, q, k and v, and has
-        // staged its outputs.
-        __syncthreads();
-        const auto next = loader(tile + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-        const std::uint32_t at = tiles + stage * L::kTileBytes;
-        stage = stage == kStages - 1 ? 0 : stage + 1;
-        const int count = TileRows(a, tile).count;
-
-        if constexpr (kStatesOnly) {
-            next.keys_and_values();
-            cp_async_commit();
-            Values values;
-            values.load(at + L::kValues, l);
-            state.scale(decays.from_start[count - 1]);
-            add_rows<kDim, 0, kTile / 16>(state, values, decays.to_end + (kTile - count),
-                                          at + L::kKeys, l, [](int) {});
-        } else {
-            const OutputWriter<kDim> writer(a, head, slice, tile - 1, tile > first && a.out_aligned,
-                                            staged);
-            if (tile > first && !a.out_aligned)
-                OutputWriter<kDim>(a, head, slice, tile - 1, true, staged).write_unaligned();
-            Fragments out, products;
-            multiply_queries<kDim>(state, at, l, out, products, [&](int step) { next.part(step); });
-            cp_async_commit();
-            Values values;
-            values.load(at + L::kValues, l);
-            state.scale(decays.from_start[count - 1]);
-            const float* const weights = decays.to_end + (kTile - count);
-            // Everything that is not a product hides behind one half of the state's update or the
-            // other: before the barrier the scores and the last tile's outputs, after it these.
-            ScoreWriter score_writer(products, score_decays, scores, l);
-            add_rows<kDim, 0, 2>(state, values, weights, at + L::kKeys, l, [&](int piece) {
-                score_writer.write(piece, l);
-                if (piece % 4 == 0) writer.write(piece / 4);
-            });
-            __syncthreads();  // the scores of all warps are there; the staged outputs are written
-            add_scores(out, values, decays.from_start, shared_address(scores), l);
-            add_rows<kDim, 2, 4>(state, values, weights, at + L::kKeys, l,
-                                 [&](int piece) { stage_outputs(out, piece, staged, l); });
-        }
-    }
-    cp_async_wait<0>();
     if constexpr (kStatesOnly) {
-        if (has_columns)
-            state.store(a.state_out + std::int64_t{segment} * segment_floats + head_at, l);
+        if constexpr (kWgmma)
+            wgmma_states(b, state);
+        else
+            add_states(b, state);
+        cp_async_wait<0>();
+        if (has_columns) state.store(a.state_out + segment_at + head_at, l);
     } else {
+        const ScoreDecays score_decays(slope, l);
+        if constexpr (kWgmma)
+            wgmma_outputs(b, state, score_decays);
+        else
+            compute_outputs(b, state, score_decays);
+        cp_async_wait<0>();
         __syncthreads();
-        const OutputWriter<kDim> writer(a, head, slice, last - 1, true, staged);
-        if (a.out_aligned) {
-#pragma unroll
-            for (int step = 0; step < OutputWriter<kDim>::kSteps; ++step) writer.write(step);
-        } else {
-            writer.write_unaligned();
-        }
-        if (last == a.tiles && has_columns) state.store(a.state_out + head_at, l);
+        b.write_last();
+        if (b.last == a.tiles && has_columns) state.store(a.state_out + head_at, l);
     }
 }
 

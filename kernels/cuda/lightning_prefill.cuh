@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace longview::kernels::cuda::lightning {
 
@@ -24,12 +25,16 @@ __device__ inline std::uint32_t chunk_offset(int row, int chunk) {
 }
 
 /// Bytes in shared memory: kStages tiles of q, k [kTile, kDim] and v [kTile, kSlice]; scores
-/// [j, i] and outputs [i, e] as bf16; tables of decays. Parts are multiples of 256 bytes.
+/// [j, i] and outputs [i, e] as bf16; tables of decays. q and k lie in panels of up to 64 columns,
+/// one after the other: with rows of 128 bytes, permuted as they are, wgmma can read them.
 template <int kDim>
 struct Layout {
-    static constexpr int kChunks = kDim / 8;
-    static constexpr int kPitch = 2 * kDim;
-    static constexpr int kKeys = kTile * kPitch;  // from a tile's start; q is first
+    static constexpr int kPanelDims = kDim < 64 ? kDim : 64;
+    static constexpr int kPanelSteps = kPanelDims / 16;
+    static constexpr int kChunks = kPanelDims / 8;  // of a row of a panel
+    static constexpr int kPitch = 2 * kPanelDims;
+    static constexpr int kPanel = kTile * kPitch;
+    static constexpr int kKeys = kDim / kPanelDims * kPanel;  // from a tile's start; q is first
     static constexpr int kValues = 2 * kKeys;
     static constexpr int kTileBytes = kValues + kTile * kSlice * 2;
     static constexpr int kSquare = kTile * kSlice * 2;
@@ -37,7 +42,12 @@ struct Layout {
     static constexpr int bytes(int stages) {
         return stages * kTileBytes + 2 * kSquare + kTableBytes;
     }
-    static_assert(kTileBytes % 256 == 0 && kSquare % 256 == 0);
+    static_assert(kTileBytes % 1024 == 0 && kSquare % 1024 == 0);
+
+    /// Address of the dims 16 step ... + 15 in a row of q or k, from that of the first 16.
+    __device__ static std::uint32_t dims(std::uint32_t first, int step) {
+        return (first ^ (32 * (step % kPanelSteps))) + step / kPanelSteps * kPanel;
+    }
 };
 
 /// exp(-slope t) for the distances in a tile; every one with t >= 0.
@@ -146,6 +156,12 @@ struct Values {
             }
         }
     }
+    /// All operands with row j times weights[j].
+    __device__ void weigh(const float* weights, const Lane& l,
+                          std::uint32_t (&a)[kTile / 16][4]) const {
+#pragma unroll
+        for (int step = 0; step < kTile / 16; ++step) weighted(step, weights, l, a[step]);
+    }
 };
 
 /// Things to do between the matrix instructions of add_rows.
@@ -169,8 +185,8 @@ __device__ inline void add_rows(State<kDim>& state, const Values& values, const 
         values.weighted(step, weights, l, a[step - kFirst]);
     std::uint32_t b[4][4];  // B: k = rows j, n = dims c; slot modulo 4
     const auto load = [&](int slot) {
-        ldmatrix4_transposed(
-            b[slot % 4], (at ^ (32 * (slot % kDims))) + (kFirst + slot / kDims) * 16 * L::kPitch);
+        ldmatrix4_transposed(b[slot % 4],
+                             L::dims(at, slot % kDims) + (kFirst + slot / kDims) * 16 * L::kPitch);
     };
 #pragma unroll
     for (int slot = 0; slot < kAhead; ++slot) load(slot);
@@ -215,10 +231,10 @@ __device__ inline void multiply_queries(const State<kDim>& state, std::uint32_t 
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
         std::uint32_t s[4], k[4], q[kBlocks][4];
-        ldmatrix4(k, keys ^ (32 * step));
+        ldmatrix4(k, L::dims(keys, step));
 #pragma unroll
         for (int i = 0; i < kBlocks; ++i)  // B: k = dims c, n = rows i
-            ldmatrix4(q[i], (queries ^ (32 * step)) + i * 16 * L::kPitch);
+            ldmatrix4(q[i], L::dims(queries, step) + i * 16 * L::kPitch);
         state.operand(step, s);
         between(step);
 #pragma unroll
@@ -278,9 +294,8 @@ struct ScoreWriter {
     }
 };
 
-/// out^T[e][i] = from_start[i] out^T[e][i] + sum over j <= i of v^T[e][j] scores^T[j][i].
-__device__ inline void add_scores(Fragments& out, const Values& values, const float* from_start,
-                                  std::uint32_t scores, const Lane& l) {
+/// out^T[e][i] *= from_start[i]: the decay of the incoming state.
+__device__ inline void scale_outputs(Fragments& out, const float* from_start, const Lane& l) {
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
         const float2 w = *reinterpret_cast<const float2*>(from_start + 8 * n + 2 * l.t);
@@ -289,6 +304,11 @@ __device__ inline void add_scores(Fragments& out, const Values& values, const fl
         out[n][2] *= w.x;
         out[n][3] *= w.y;
     }
+}
+
+/// out^T[e][i] += sum over j <= i of v^T[e][j] scores^T[j][i].
+__device__ inline void add_scores(Fragments& out, const Values& values, std::uint32_t scores,
+                                  const Lane& l) {
     const std::uint32_t at = scores + chunk_offset<8>(l.row_first_row(), l.row_first_chunk());
 #pragma unroll
     for (int step = 0; step < kTile / 16; ++step)  // B: k = rows j, n = rows i
@@ -309,6 +329,45 @@ __device__ inline void stage_outputs(const Fragments& out, int piece, char* to, 
     const std::uint32_t at = chunk_offset<8>(l.g, 2 * l.warp) + 4 * l.t;
     const std::uint32_t turned = transpose8x8(pack_bf16(out[n][2 * half], out[n][2 * half + 1]));
     *reinterpret_cast<std::uint32_t*>(to + ((at ^ (half * 16)) + n * 8 * 128)) = turned;
+}
+
+// ---- the products with wgmma; the caller fences and commits
+
+/// scores^T = k q^T
+template <int kDim>
+__device__ inline void wgmma_scores(Fragments& scores, std::uint32_t tile) {
+    using L = Layout<kDim>;
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step)
+        wgmma_bf16(scores, wgmma_operand(L::dims(tile + L::kKeys, step)),
+                   wgmma_operand(L::dims(tile, step)), step > 0);
+}
+/// out^T = S^T q^T, S^T rounded
+template <int kDim>
+__device__ inline void wgmma_queries(Fragments& out, const std::uint32_t (&state)[kDim / 16][4],
+                                     std::uint32_t tile) {
+    using L = Layout<kDim>;
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step)
+        wgmma_bf16<false>(out, state[step], wgmma_operand(L::dims(tile, step)), step > 0);
+}
+/// out^T += v^T scores^T
+__device__ inline void wgmma_add_scores(Fragments& out, const Values& values,
+                                        std::uint32_t scores) {
+#pragma unroll
+    for (int step = 0; step < kTile / 16; ++step)
+        wgmma_bf16<true>(out, values.v[step], wgmma_operand(scores + step * 16 * 128), true);
+}
+/// S^T += (weighted v)^T k
+template <int kDim>
+__device__ inline void wgmma_add_rows(State<kDim>& state,
+                                      const std::uint32_t (&weighted)[kTile / 16][4],
+                                      std::uint32_t tile) {
+    using L = Layout<kDim>;
+#pragma unroll
+    for (int step = 0; step < kTile / 16; ++step)
+        wgmma_bf16<true>(state.s, weighted[step],
+                         wgmma_operand(tile + L::kKeys + step * 16 * L::kPitch, L::kPanel), true);
 }
 
 }  // namespace longview::kernels::cuda::lightning

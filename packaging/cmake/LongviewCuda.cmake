@@ -1,6 +1,7 @@
 # Finds CUDA. Sets LONGVIEW_HAVE_CUDA; without nvcc the program is built for the CPU alone.
 set(LONGVIEW_HAVE_CUDA OFF)
-set(LONGVIEW_CUDA_ARCHITECTURES "80;86;89;90;120" CACHE STRING
+# 90a rather than 90: wgmma is not in the latter.
+set(LONGVIEW_CUDA_ARCHITECTURES "80;86;89;90a;120" CACHE STRING
     "Compute capabilities the kernels are compiled for; one saves time in development")
 if(NOT LONGVIEW_CUDA STREQUAL "OFF")
     include(CheckLanguage)
