@@ -95,6 +95,7 @@ class DeviceArray {
     void write(const T* host) {
         cuda::check(cudaMemcpy(data_, host, count_ * sizeof(T), cudaMemcpyHostToDevice),
                     "cudaMemcpy");
+        cuda::check(cudaStreamSynchronize(nullptr), "cudaMemcpy");  // no other stream waits for it
     }
 
   private:

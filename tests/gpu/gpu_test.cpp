@@ -77,6 +77,9 @@ DeviceMemory::DeviceMemory(std::size_t size_bytes, std::size_t shift_bytes) : si
     block_ = static_cast<std::byte*>(block);
     data_ = block_ + kGuard + shift_bytes;
     check(cudaMemset(block_, kGuardByte, whole), "test memory");
+    // Fills and copies of the default stream end in their own time, and the launchers' stream does
+    // not wait for it.
+    check(cudaStreamSynchronize(nullptr), "test memory");
 }
 DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept
     : block_(std::exchange(other.block_, nullptr)), data_(other.data_), size_(other.size_) {}
@@ -86,6 +89,7 @@ DeviceMemory::~DeviceMemory() {
 void DeviceMemory::write(const void* host, std::size_t size_bytes) {
     expect(size_bytes <= size_, "a test writes inside its memory");
     check(cudaMemcpy(data_, host, size_bytes, cudaMemcpyHostToDevice), "test memory");
+    check(cudaStreamSynchronize(nullptr), "test memory");
 }
 std::vector<std::byte> DeviceMemory::read() const {
     std::vector<std::byte> out(size_);

@@ -1,5 +1,5 @@
-// Whether matrix instructions of Hopper GPUs read shared memory as kernels/cuda/wgmma_tiles.cuh says.
-// Needs nothing but nvcc and the GPU:
+// Whether matrix instructions of Hopper GPUs read shared memory as kernels/cuda/wgmma_tiles.cuh
+// says. Needs nothing but nvcc and the GPU:
 //   nvcc -std=c++20 -O2 -gencode=arch=compute_90a,code=sm_90a -I. tests/gpu/wgmma_probe.cu -o probe
 // Status 0: all as described. 77: no such GPU.
 //
