@@ -116,48 +116,49 @@ class CudaBackend final : public Backend {
     void step(const StepCall& call, const std::function<void()>& body) override;
 
     void norm_linear(const NormLinearParams& p) override {
-        begin("norm_linear");
+        const Range range = begin("norm_linear");
         cuda::norm_linear(context_, p);
     }
     void linear_residual(const LinearResidualParams& p) override {
-        begin("linear_residual");
+        const Range range = begin("linear_residual");
         cuda::linear_residual(context_, p);
     }
     void lightning_attention(const LightningParams& p) override {
-        begin("lightning_attention");
+        const Range range = begin("lightning_attention");
         cuda::lightning_attention(context_, p);
     }
     void rope_append(const RopeAppendParams& p) override {
-        begin("rope_append");
+        const Range range = begin("rope_append");
         cuda::rope_append(context_, p);
     }
     void softmax_attention(const SoftmaxAttentionParams& p) override {
-        begin("softmax_attention");
+        const Range range = begin("softmax_attention");
         cuda::softmax_attention(context_, p);
         if (p.q.rows > 1) throttle();
     }
     void route(const RouteParams& p) override {
-        begin("route");
+        const Range range = begin("route");
         cuda::route(context_, p);
     }
     void experts(const ExpertsParams& p) override {
-        begin("experts");
+        const Range range = begin("experts");
         cuda::experts(context_, p);
         if (p.x.rows > 1) throttle();
     }
     std::int32_t sample(const SampleParams& p) override;
     void patch_embed(const PatchEmbedParams& p) override {
-        begin("patch_embed");
+        const Range range = begin("patch_embed");
         cuda::patch_embed(context_, p);
     }
     void vit_attention(const VitAttentionParams& p) override {
-        begin("vit_attention");
+        const Range range = begin("vit_attention");
         cuda::vit_attention(context_, p);
         throttle();
     }
 
   private:
-    void begin(const char* operator_name);
+    /// Before an operator: scratch is free again, a cancel is obeyed; names it for profilers.
+    Range begin(const char* operator_name);
     void throttle();
     /// Host ids in device memory, valid for this operator.
     const std::int32_t* upload(std::span<const std::int32_t> ids);
@@ -170,7 +171,6 @@ class CudaBackend final : public Backend {
     CublasLt cublas_;
     Context context_;
     const CancelFlag* cancel_ = nullptr;
-    const char* operator_ = "";
 
     std::array<Event, kOperatorsInFlight> in_flight_;
     std::size_t next_event_ = 0;
@@ -186,10 +186,10 @@ class CudaBackend final : public Backend {
     std::array<Event, 2> staged_;
 };
 
-void CudaBackend::begin(const char* operator_name) {
-    operator_ = operator_name;
+Range CudaBackend::begin(const char* operator_name) {
     scratch_.restart();
     if (cancel_ != nullptr && context_.step == nullptr) cancel_->check();
+    return Range(operator_name);
 }
 
 /// Keeps the host a few expensive operators ahead of the device, not more, and looks at the cancel
@@ -272,7 +272,7 @@ const std::int32_t* CudaBackend::upload(std::span<const std::int32_t> ids) {
 }
 
 void CudaBackend::embed(const WeightView& table, std::span<const std::int32_t> ids, Matrix out) {
-    begin("embed");
+    const Range range = begin("embed");
     LONGVIEW_CHECK(out.rows == static_cast<std::int64_t>(ids.size()),
                    "embed writes one table row for each id");
     for (const std::int32_t id : ids)
@@ -283,7 +283,7 @@ void CudaBackend::embed(const WeightView& table, std::span<const std::int32_t> i
 
 void CudaBackend::gather_rows(ConstMatrix table, const float* fallback,
                               std::span<const std::int32_t> index, Matrix out) {
-    begin("gather_rows");
+    const Range range = begin("gather_rows");
     LONGVIEW_CHECK(out.rows == static_cast<std::int64_t>(index.size()),
                    "gather_rows writes one row for each index");
     for (const std::int32_t i : index)
@@ -327,7 +327,7 @@ void CudaBackend::step(const StepCall& call, const std::function<void()>& body) 
 }
 
 std::int32_t CudaBackend::sample(const SampleParams& p) {
-    begin("sample");
+    const Range range = begin("sample");
     SampleParams on_device = p;
     const bool penalised =
         p.repetition_penalty != 1.0F || p.presence_penalty != 0.0F || p.frequency_penalty != 0.0F;
