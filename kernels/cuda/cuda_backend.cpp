@@ -162,7 +162,8 @@ class CudaBackend final : public Backend {
     void throttle();
     /// Host ids in device memory, valid for this operator.
     const std::int32_t* upload(std::span<const std::int32_t> ids);
-    void place_bytes(void* to, const WeightView& host);
+    /// The values of `host` as another type in device memory.
+    void place_as(DType dtype, void* to, const WeightView& host);
 
     Selection selection_;
     Stream stream_;
@@ -229,39 +230,34 @@ void CudaBackend::copy_in(void* to, const void* from, std::size_t n) {
     }
 }
 
+void CudaBackend::place_as(DType dtype, void* to, const WeightView& host) {
+    if (host.dtype == dtype) return copy_in(to, host.data, host.size_bytes());
+    const Buffer raw = pool_.allocate(host.size_bytes());
+    copy_in(raw.data(), host.data, host.size_bytes());
+    convert(context_, raw.data(), host.dtype, to, dtype, host.rows * host.cols);
+}
+
 std::vector<Weight> CudaBackend::place_together(std::span<const WeightView> host) {
+    const auto view_of = [](const WeightView& from, const void* data) {
+        return WeightView{data, DType::kBF16, from.rows, from.cols};
+    };
     std::size_t bytes = 0;
-    for (const WeightView& view : host)
-        bytes += static_cast<std::size_t>(view.rows * view.cols) * size_of(DType::kBF16);
+    for (const WeightView& from : host) bytes += view_of(from, nullptr).size_bytes();
     Buffer owner = pool_.allocate(bytes);
     std::vector<Weight> placed;
     auto* at = owner.as<std::byte>();
-    for (const WeightView& view : host) {
-        const std::int64_t count = view.rows * view.cols;
-        if (view.dtype == DType::kBF16) {
-            copy_in(at, view.data, view.size_bytes());
-        } else {
-            const Buffer raw = pool_.allocate(view.size_bytes());
-            copy_in(raw.data(), view.data, view.size_bytes());
-            convert(context_, raw.data(), view.dtype, at, DType::kBF16, count);
-        }
-        placed.push_back({{at, DType::kBF16, view.rows, view.cols}, {}});
-        at += static_cast<std::size_t>(count) * size_of(DType::kBF16);
+    for (const WeightView& from : host) {
+        place_as(DType::kBF16, at, from);
+        placed.push_back({view_of(from, at), {}});
+        at += placed.back().view.size_bytes();
     }
     placed.front().owner = std::move(owner);
     return placed;
 }
 
 Buffer CudaBackend::place_floats(const WeightView& host) {
-    const std::int64_t count = host.rows * host.cols;
-    Buffer out = pool_.allocate(static_cast<std::size_t>(count) * sizeof(float));
-    if (host.dtype == DType::kF32) {
-        copy_in(out.data(), host.data, host.size_bytes());
-    } else {
-        const Buffer raw = pool_.allocate(host.size_bytes());
-        copy_in(raw.data(), host.data, host.size_bytes());
-        convert(context_, raw.data(), host.dtype, out.data(), DType::kF32, count);
-    }
+    Buffer out = pool_.allocate(static_cast<std::size_t>(host.rows * host.cols) * sizeof(float));
+    place_as(DType::kF32, out.data(), host);
     return out;
 }
 

@@ -58,7 +58,6 @@ Graph::~Graph() {
 void Graph::reset() noexcept {
     if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
     executable_ = nullptr;
-    nodes_ = 0;
 }
 
 void Graph::begin(const Stream& stream) {
@@ -76,8 +75,6 @@ void Graph::abandon(const Stream& stream) noexcept {
 void Graph::finish(const Stream& stream) {
     cudaGraph_t graph = nullptr;
     check(cudaStreamEndCapture(stream.get(), &graph), "recording a graph");
-    nodes_ = 0;
-    cudaGraphGetNodes(graph, nullptr, &nodes_);
     cudaError_t status = cudaErrorGraphExecUpdateFailure;
     if (executable_ != nullptr) {
         cudaGraphExecUpdateResultInfo info{};

@@ -86,8 +86,6 @@ class Graph {
     bool ready() const { return executable_ != nullptr; }
     void launch(const Stream& stream) const;
     void reset() noexcept;
-    /// Kernels, copies and fills in the recording.
-    std::size_t nodes() const { return nodes_; }
 
   private:
     static void begin(const Stream& stream);
@@ -95,7 +93,6 @@ class Graph {
     void finish(const Stream& stream);
 
     cudaGraphExec_t executable_ = nullptr;
-    std::size_t nodes_ = 0;
 };
 
 }  // namespace longview::kernels::cuda
